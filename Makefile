@@ -1,0 +1,58 @@
+# The commands of the house. `make serve` and `make test` make their own environment in .venv.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: serve test test-fast gpu check format bench demo demo-eval clean
+
+serve: $(VENV)/.serve
+	$(BIN)/trefoil serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.test
+	$(MAKE) --no-print-directory check
+	$(BIN)/pytest
+
+test-fast: $(VENV)/.test
+	$(BIN)/pytest -m "not slow and not gpu" -x
+
+gpu: $(VENV)/.test
+	$(BIN)/pytest -m gpu
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/serving.py
+
+demo: $(VENV)/.test
+	cd examples && ../$(BIN)/python -m trefoil_demo.decoder --out ../models/trefoil_models/demo/decoder
+
+demo-eval: $(VENV)/.serve
+	cd examples && ../$(BIN)/python -m trefoil_demo.evaluate
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself, so that no other package chooses a build of it
+$(VENV)/.serve: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable ".[test]"
+	touch $(VENV)/.serve $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

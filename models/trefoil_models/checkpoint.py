@@ -1,0 +1,231 @@
+"""A model folder in and out. Finds the family by `model_type`, checks every tensor's name and shape, then reads them.
+
+Weights go straight from the mapped file to their dtype and device; where both already fit, the file's pages *are* the
+weights. A file must therefore never be overwritten in place while it is served: write beside it and rename.
+"""
+
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import structlog
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trefoil_models import families
+from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.heads import NextToken
+from trefoil_models.model_folder import ModelFolder
+from trefoil_models.weight_files import Weights, open_weights
+
+log = structlog.get_logger()
+
+STRAY = re.compile(
+    r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|lm_head\.decoder\.\w+)$"
+)
+"""Buffers that old files carry and nothing needs."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelConfig(Protocol):
+    """What every family's Config answers."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def longest(self) -> int:
+        """Most positions a sequence may have."""
+        ...
+
+    @property
+    def length_pivot(self) -> int | None:
+        """Prompts longer than this get rotary angles that depend on their length."""
+        ...
+
+    @property
+    def is_tied(self) -> bool: ...
+
+
+class Model(Protocol):
+    """What the engine and the trainer ask of every family."""
+
+    kind: ClassVar[str]
+    base_prefix: ClassVar[str]
+    transposed: ClassVar[frozenset[str]]
+    config: Any
+    lm_head: NextToken
+
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
+    def __call__(self, rows: Rows, attend: Attend) -> Tensor: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def to(self, device: torch.device | str) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A folder whose every tensor is there and of the right shape; `load` reads it."""
+
+    folder: ModelFolder
+    model: Model
+    weights: Weights
+    sources: dict[str, str]
+
+    def load(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Model:
+        """The model in eval mode, no gradients asked for."""
+        shared: dict[int, nn.Parameter] = {}
+        for name, hollow in list(self.model.named_parameters(remove_duplicate=False)):
+            if id(hollow) not in shared:
+                tensor = self._tensor(name).to(device=device, dtype=dtype)
+                shared[id(hollow)] = nn.Parameter(tensor, requires_grad=False)
+            _put(self.model, name, shared[id(hollow)])
+        self.model.to(device)  # the buffers that no file holds
+        self.model.train(False)
+        return self.model
+
+    def _tensor(self, name: str) -> Tensor:
+        try:
+            tensor = self.weights.read(self.sources[name])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"tensor {self.sources[name]} cannot be read: {error}") from error
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"tensor {self.sources[name]} has dtype {tensor.dtype}, which is no weight's")
+        return tensor.t().contiguous() if _is_transposed(self.model, name) else tensor
+
+
+def inspect(folder: Path) -> Blueprint:
+    """Check a folder without reading its weights.
+
+    Raises CheckpointError naming the file, key or tensor: an unknown family, a key that is not implemented, a missing
+    or damaged file, a tensor that is missing or of the wrong shape.
+    """
+    model_folder = ModelFolder.read(folder)
+    family = _family(model_folder.model_type)
+    _refuse_unimplemented(model_folder.config)
+    config = family.read_config(model_folder.config)
+    weights = open_weights(folder)
+    has_head = "lm_head.weight" in weights.files
+    if not has_head and not config.is_tied:
+        raise CheckpointError("tensor lm_head.weight is missing, and config.json does not tie it to the embedding")
+    with torch.device("meta"):
+        model: Model = family.Model(config, is_tied=not has_head)
+    return Blueprint(model_folder, model, weights, _match(model, weights))
+
+
+def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
+    """The model of a folder, in eval mode. Raises CheckpointError as `inspect` does."""
+    return inspect(folder).load(dtype=dtype, device=device)
+
+
+def build(config: dict[str, Any], *, seed: int, dtype: torch.dtype = torch.float32) -> Model:
+    """A fresh model for a config.json's content: normal weights of `initializer_range`, zero biases, unit norms."""
+    keys = Keys(config)
+    family = _family(keys.text("model_type"))
+    read = family.read_config(keys)
+    model: Model = family.Model(read, is_tied=read.is_tied)
+    generator = torch.Generator().manual_seed(seed)
+    std = keys.number("initializer_range", 0.02)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, std, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def save(model: Model, folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json and model.safetensors under the names the family publishes; each appears whole or not at all.
+
+    `config` is the content of config.json; its dtype is set from the weights, under the name every reader knows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach().cpu()
+        tensors[_file_name(model, name)] = (tensor.t() if _is_transposed(model, name) else tensor).contiguous()
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    temporary = folder / ".model.safetensors.part"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / "model.safetensors")
+    config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    temporary = folder / ".config.json.part"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(folder / "config.json")
+
+
+def known_families() -> list[str]:
+    """Every `model_type` that has a file."""
+    return sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+
+
+def _family(model_type: str) -> Any:
+    name = model_type.replace("-", "_")
+    if name not in known_families():
+        raise CheckpointError(
+            f"config.json: model_type = {model_type!r} is not supported; known: {', '.join(known_families())}"
+        )
+    return import_module(f"trefoil_models.families.{name}")
+
+
+def _refuse_unimplemented(keys: Keys) -> None:
+    keys.refuse("quantization_config")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "residual_multiplier"):
+        keys.refuse(name, 1.0)
+    keys.refuse("use_parallel_residual", False)
+    keys.refuse("alibi", False)
+
+
+def _match(model: Model, weights: Weights) -> dict[str, str]:
+    """Parameter name -> name in the files, after every shape was compared."""
+    found = {_own_name(model, name): name for name in weights.files}
+    sources = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name == "lm_head.weight" and name not in found:
+            continue  # tied: the embedding is the head
+        if name not in found:
+            missing = [n for n, _ in model.named_parameters() if n not in found]
+            raise CheckpointError(f"tensor {_file_name(model, name)} is missing ({len(missing)} missing in all)")
+        wanted = tuple(reversed(parameter.shape)) if _is_transposed(model, name) else tuple(parameter.shape)
+        if weights.shape(found[name]) != wanted:
+            raise CheckpointError(
+                f"tensor {found[name]} has shape {list(weights.shape(found[name]))}, "
+                f"config.json asks for {list(wanted)}"
+            )
+        sources[name] = found[name]
+    left = sorted(found[name] for name in found.keys() - sources.keys() if not STRAY.search(name))
+    if left:
+        log.warning("tensors_not_used", count=len(left), first=left[0])
+    return sources
+
+
+def _own_name(model: Model, file_name: str) -> str:
+    return file_name.removeprefix(model.base_prefix)
+
+
+def _file_name(model: Model, name: str) -> str:
+    return name if name.startswith("lm_head.") else model.base_prefix + name
+
+
+def _is_transposed(model: Model, name: str) -> bool:
+    return any(name.endswith("." + suffix) for suffix in model.transposed)
+
+
+def _put(model: Any, name: str, parameter: nn.Parameter) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, parameter)

@@ -1,0 +1,99 @@
+"""Reading config.json with care: typed keys, null as absent, and a refusal by name of what we cannot compute."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST = 2**31 - 1
+"""No size in a config is larger: what is, is a mistake."""
+MOST_NUMBER = 1e18
+"""Nor any other number, which keeps infinity and NaN out too; rope_theta has been seen above 2**31."""
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be served as it is; the message is one line naming the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A checkpoint's config, or one object inside it (`path` tells where), or another JSON `file` of the folder."""
+
+    values: Mapping[str, Any]
+    path: str = ""
+    file: str = "config.json"
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def is_null(self, name: str) -> bool:
+        """Is the key written down as null? The few keys where that differs from absent ask for it."""
+        return name in self.values and self.values[name] is None
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+            raise self._wrong(name, value, "a whole number")
+        return value
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self.integer(name, default)
+        if value < 1:
+            raise self._wrong(name, value, "at least 1")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST_NUMBER <= value <= MOST_NUMBER:
+            raise self._wrong(name, value, "a number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a string")
+        return value
+
+    def choice(self, name: str, allowed: Collection[str], default: str | None = None) -> str:
+        value = self.text(name, default)
+        if value not in allowed:
+            raise self._wrong(name, value, "one of " + ", ".join(sorted(allowed)))
+        return value
+
+    def strings(self, name: str) -> list[str]:
+        value = self._get(name, None)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, value, "a list of strings")
+        return value
+
+    def inside(self, name: str) -> "Keys":
+        """The object under a key; empty where it is absent."""
+        value = self._get(name, {})
+        if not isinstance(value, dict):
+            raise self._wrong(name, value, "an object")
+        return Keys(value, f"{self.path}{name}.", self.file)
+
+    def refuse(self, name: str, *neutral: object) -> None:
+        """Raise where the key is present with another value than the neutral ones: it would change the mathematics."""
+        if name in self and self.values[name] not in neutral:
+            raise CheckpointError(
+                f"{self.file}: {self.path}{name} = {self.values[name]!r} would change the mathematics "
+                "and is not implemented"
+            )
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointError(f"{self.file}: {self.path}{name} is missing")
+        return value
+
+    def _wrong(self, name: str, value: object, wanted: str) -> CheckpointError:
+        return CheckpointError(f"{self.file}: {self.path}{name} = {value!r} must be {wanted}")

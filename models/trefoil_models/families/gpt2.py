@@ -1,0 +1,120 @@
+"""GPT-2 (`gpt2`; Radford et al. 2019): pre-norm LayerNorm, learned positions, one fused projection for q, k and v.
+
+Files store the linear weights as (in, out); `transposed` names them.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trefoil_kernels.gated_act import ACTIVATIONS
+from trefoil_kernels.masks import Mask
+from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.heads import NextToken
+from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The checkpoint keys that the mathematics needs."""
+
+    vocab_size: int
+    width: int
+    inner: int
+    num_layers: int
+    heads: int
+    longest: int
+    eps: float
+    activation: str
+    is_tied: bool
+    scales_by_width: bool
+    scales_by_layer: bool
+    length_pivot: None = None
+
+
+def read_config(keys: Keys) -> Config:
+    """GPT-2's own keys and defaults; the usual names are read too, as transformers does. Raises CheckpointError."""
+    keys.refuse("add_cross_attention", False)
+    width = keys.size("n_embd", keys.size("hidden_size", 768))
+    heads = keys.size("n_head", keys.size("num_attention_heads", 12))
+    if width % heads:
+        raise CheckpointError(f"config.json: n_embd {width} is no multiple of n_head {heads}")
+    return Config(
+        vocab_size=keys.size("vocab_size", 50257),
+        width=width,
+        inner=keys.size("n_inner", 4 * width),
+        num_layers=keys.size("n_layer", keys.size("num_hidden_layers", 12)),
+        heads=heads,
+        longest=keys.size("n_positions", keys.size("max_position_embeddings", keys.size("n_ctx", 1024))),
+        eps=keys.number("layer_norm_epsilon", 1e-5),
+        activation=keys.choice("activation_function", ACTIVATIONS, "gelu_new"),
+        is_tied=keys.flag("tie_word_embeddings", True),
+        scales_by_width=keys.flag("scale_attn_weights", True),
+        scales_by_layer=keys.flag("scale_attn_by_inverse_layer_idx", False),
+    )
+
+
+class Attention(nn.Module):
+    """Causal attention, its scale as the flags say."""
+
+    def __init__(self, config: Config, site: int) -> None:
+        super().__init__()
+        self.site, self.heads = site, config.heads
+        by_width = (config.width // config.heads) ** -0.5 if config.scales_by_width else 1.0
+        self.scale = by_width / (site + 1) if config.scales_by_layer else by_width
+        self.c_attn = Linear(config.width, 3 * config.width)
+        self.c_proj = Linear(config.width, config.width)
+
+    def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
+        q_THD, k_THD, v_THD = self.c_attn(x_TM).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        out_THD = attend.own(self.site, q_THD, k_THD, v_THD, mask=Mask.CAUSAL, scale=self.scale)
+        return self.c_proj(out_THD.flatten(1))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: Config, site: int) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.width, config.eps)
+        self.attn = Attention(config, site)
+        self.ln_2 = LayerNorm(config.width, config.eps)
+        self.mlp = PlainMLP(config.width, config.inner, activation=config.activation)
+
+    def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
+        x_TM = x_TM + self.attn(self.ln_1(x_TM), attend)
+        return x_TM + self.mlp(self.ln_2(x_TM))
+
+
+class Model(nn.Module):
+    """Ids to hidden rows, after the final norm."""
+
+    kind: ClassVar[str] = "decoder"
+    base_prefix: ClassVar[str] = "transformer."
+    transposed: ClassVar[frozenset[str]] = frozenset(
+        {"attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"}
+    )
+
+    def __init__(self, config: Config, *, is_tied: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = Embedding(config.vocab_size, config.width)
+        self.wpe = Embedding(config.longest, config.width)
+        self.h = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
+        self.ln_f = LayerNorm(config.width, config.eps)
+        self.lm_head = NextToken(
+            self.wte.weight if is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
+        )
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (Site(self.config.heads, self.config.width // self.config.heads),) * self.config.num_layers
+
+    def forward(self, rows: Rows, attend: Attend) -> Tensor:
+        x_TM = self.wte(rows.ids_T) + self.wpe(rows.positions_T)
+        for layer in self.h:
+            x_TM = layer(x_TM, attend)
+        return self.ln_f(x_TM)

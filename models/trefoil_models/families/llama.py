@@ -1,0 +1,183 @@
+"""LLaMA 1, 2 and 3, Yi, DeepSeek-LLM (`llama`; Touvron et al., arXiv 2302.13971): the parent of most decoders.
+
+Pre-norm RMSNorm, rotary positions in the half layout, grouped query heads, gated feed-forward. Parameter names are
+those of the files, so no weight needs renaming.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trefoil_kernels.gated_act import ACTIVATIONS
+from trefoil_kernels.masks import Mask
+from trefoil_kernels.rotary import rotary
+from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.heads import NextToken
+from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
+from trefoil_models.rotary_scaling import Rotary, Scaling, read_scaling
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The checkpoint keys that the mathematics needs; `windows` has one entry a layer, None for full attention."""
+
+    vocab_size: int
+    width: int
+    inner: int
+    num_layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    activation: str
+    scaling: Scaling
+    windows: tuple[int | None, ...]
+    is_tied: bool
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    has_qk_norm: bool = False
+
+    @property
+    def longest(self) -> int:
+        return self.scaling.longest
+
+    @property
+    def length_pivot(self) -> int | None:
+        return self.scaling.pivot
+
+
+def read_config(keys: Keys) -> Config:
+    """LLaMA's own keys and defaults. Raises CheckpointError."""
+    has_bias = keys.flag("attention_bias", False)
+    return read_dense(keys, qkv_bias=has_bias, out_bias=has_bias, mlp_bias=keys.flag("mlp_bias", False))
+
+
+def read_dense(
+    keys: Keys,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    max_positions: int = 2048,
+    windows: tuple[int | None, ...] | None = None,
+    qkv_bias: bool = False,
+    out_bias: bool = False,
+    mlp_bias: bool = False,
+    has_qk_norm: bool = False,
+) -> Config:
+    """The keys that llama and its children share; the arguments are what differs between them."""
+    heads, width = keys.size("num_attention_heads"), keys.size("hidden_size")
+    kv_heads = keys.size("num_key_value_heads", kv_heads or heads)
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+        )
+    if "head_dim" not in keys and head_dim is None and width % heads:
+        raise CheckpointError(f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}")
+    head_dim = keys.size("head_dim", head_dim or width // heads)
+    scaling = read_scaling(keys, head_dim=head_dim, max_positions=keys.size("max_position_embeddings", max_positions))
+    if scaling.width != head_dim:
+        raise CheckpointError("config.json: partial_rotary_factor is not implemented for this family")
+    num_layers = keys.size("num_hidden_layers")
+    return Config(
+        vocab_size=keys.size("vocab_size"),
+        width=width,
+        inner=keys.size("intermediate_size"),
+        num_layers=num_layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        eps=keys.number("rms_norm_eps", 1e-6),
+        activation=keys.choice("hidden_act", ACTIVATIONS, "silu"),
+        scaling=scaling,
+        windows=windows or (None,) * num_layers,
+        is_tied=keys.flag("tie_word_embeddings", False),
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
+        mlp_bias=mlp_bias,
+        has_qk_norm=has_qk_norm,
+    )
+
+
+def read_layer_windows(keys: Keys, window: int | None) -> tuple[int | None, ...]:
+    """One entry a layer by `layer_types`, whose sliding layers see `window` keys. Raises CheckpointError."""
+    kinds, num_layers = keys.strings("layer_types"), keys.size("num_hidden_layers")
+    if len(kinds) != num_layers or not set(kinds) <= set(LAYER_TYPES):
+        raise CheckpointError(f"config.json: layer_types must be {num_layers} of {LAYER_TYPES}, got {kinds}")
+    if window is None and "sliding_attention" in kinds:
+        raise CheckpointError("config.json: layer_types has sliding_attention, but no sliding_window is set")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+class Attention(nn.Module):
+    """Grouped query heads over the sequence so far."""
+
+    def __init__(self, config: Config, site: int) -> None:
+        super().__init__()
+        self.site, self.head_dim = site, config.head_dim
+        self.mask = Mask(is_causal=True, window=config.windows[site])
+        width, heads_out, kv_out = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = Linear(width, heads_out, bias=config.qkv_bias)
+        self.k_proj = Linear(width, kv_out, bias=config.qkv_bias)
+        self.v_proj = Linear(width, kv_out, bias=config.qkv_bias)
+        self.o_proj = Linear(heads_out, width, bias=config.out_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.eps) if config.has_qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.eps) if config.has_qk_norm else nn.Identity()
+
+    def forward(self, x_TM: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        q_THD = self.q_norm(self.q_proj(x_TM).unflatten(-1, (-1, self.head_dim)))
+        k_TGD = self.k_norm(self.k_proj(x_TM).unflatten(-1, (-1, self.head_dim)))
+        v_TGD = self.v_proj(x_TM).unflatten(-1, (-1, self.head_dim))
+        q_THD, k_TGD = rotary(q_THD, *turn), rotary(k_TGD, *turn)
+        out_THD = attend.own(self.site, q_THD, k_TGD, v_TGD, mask=self.mask, scale=self.head_dim**-0.5)
+        return self.o_proj(out_THD.flatten(1))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: Config, site: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.eps)
+        self.self_attn = Attention(config, site)
+        self.post_attention_layernorm = RMSNorm(config.width, config.eps)
+        self.mlp = GatedMLP(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
+
+    def forward(self, x_TM: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x_TM = x_TM + self.self_attn(self.input_layernorm(x_TM), turn, attend)
+        return x_TM + self.mlp(self.post_attention_layernorm(x_TM))
+
+
+class Model(nn.Module):
+    """Ids to hidden rows, after the final norm."""
+
+    kind: ClassVar[str] = "decoder"
+    base_prefix: ClassVar[str] = "model."
+    transposed: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, config: Config, *, is_tied: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.eps)
+        self.rotary = Rotary(config.scaling)
+        self.lm_head = NextToken(
+            self.embed_tokens.weight if is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
+        )
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (Site(self.config.kv_heads, self.config.head_dim),) * self.config.num_layers
+
+    def forward(self, rows: Rows, attend: Attend) -> Tensor:
+        x_TM = self.embed_tokens(rows.ids_T)
+        turn = self.rotary(rows)
+        for layer in self.layers:
+            x_TM = layer(x_TM, turn, attend)
+        return self.norm(x_TM)

@@ -1,0 +1,71 @@
+"""The parts that families are built of: norms, projections, feed-forwards.
+
+`Linear` holds its weight as files do ([out, in]); what wraps it (adapters, quantisation) replaces the module.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
+from trefoil_kernels.rms_norm import rms_norm
+
+Linear = nn.Linear
+
+
+class Embedding(nn.Embedding):
+    """torch's own; its weight may serve as the head's."""
+
+    weight: nn.Parameter
+
+
+class RMSNorm(nn.Module):
+    """Scale to unit mean square, then by a weight; over the last axis."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        return rms_norm(x_TM, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """Centre, scale to unit variance, then an affine map (Ba et al., arXiv 1607.06450)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        return F.layer_norm(x_TM, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, inner: int, *, activation: str, bias: bool) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_proj = Linear(width, inner, bias=bias)
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        return self.down_proj(gated_act(self.gate_proj(x_TM), self.up_proj(x_TM), self.activation))
+
+
+class PlainMLP(nn.Module):
+    """proj(act(fc(x))), with biases, under GPT-2's names."""
+
+    def __init__(self, width: int, inner: int, *, activation: str) -> None:
+        super().__init__()
+        self.activate = ACTIVATIONS[activation]
+        self.c_fc = Linear(width, inner)
+        self.c_proj = Linear(inner, width)
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        return self.c_proj(self.activate(self.c_fc(x_TM)))

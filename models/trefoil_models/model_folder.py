@@ -1,0 +1,117 @@
+"""What a model folder says of itself, read without torch: config.json, generation_config.json, where it lies.
+
+Weights are `checkpoint`'s business, text is `tokenizer`'s.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from trefoil_models.config_keys import CheckpointError, Keys
+
+FILES_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What generation_config.json asks for where a request is silent; None: the route's own default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A Hugging Face checkpoint folder."""
+
+    path: Path
+    config: Keys
+    generation: Keys
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelFolder":
+        """Raises CheckpointError where config.json is absent or no JSON object."""
+        if not path.is_dir():
+            raise CheckpointError(f"no such model folder: {path}")
+        config = read_json(path / "config.json")
+        generation_file = path / "generation_config.json"
+        generation = read_json(generation_file) if generation_file.is_file() else {}
+        return cls(path, Keys(config), Keys(generation, file=generation_file.name))
+
+    @property
+    def model_type(self) -> str:
+        return self.config.text("model_type")
+
+    @property
+    def architecture(self) -> str:
+        return self.config.strings("architectures")[0] if self.config.values.get("architectures") else self.model_type
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype the weights were saved in, by either dialect."""
+        return self.config.text("dtype", self.config.text("torch_dtype", "float32")).removeprefix("torch.")
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """generation_config.json wins over config.json; one id or a list."""
+        return _ids(self.generation, "eos_token_id") or _ids(self.config, "eos_token_id")
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        """Raises CheckpointError where a value is of the wrong type."""
+        keys = self.generation
+        numbers = {name: keys.number(name) for name in ("temperature", "top_p", "min_p", "typical_p") if name in keys}
+        if "repetition_penalty" in keys:
+            numbers["repetition_penalty"] = keys.number("repetition_penalty")
+        whole = {name: keys.integer(name) for name in ("top_k", "max_new_tokens") if name in keys}
+        return GenerationDefaults(**numbers, **whole)  # type: ignore[arg-type]
+
+
+def find_folder(source: str) -> Path:
+    """A local folder, or a Hub id whose files are downloaded (with progress bars) and cached.
+
+    Raises CheckpointError naming what was asked for and why it could not be had.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise CheckpointError(f"no such model folder: {source}")
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=FILES_WANTED))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(source, allow_patterns=["*.bin"])
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{source} is no local folder and could not be downloaded: {reason}") from error
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object. Raises CheckpointError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.name} is missing in {path.parent}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} must hold a JSON object")
+    return value
+
+
+def _ids(keys: Keys, name: str) -> tuple[int, ...]:
+    value = keys.values.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise CheckpointError(f"{keys.file}: {name} = {value!r} must be a token id or a list of them")
+    return tuple(ids)

@@ -1,0 +1,6 @@
+"""`python -m trefoil`."""
+
+from trefoil.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The async end of the wire to one engine process: submit, listen, abort; fails everything at once when it dies."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from trefoil import wire
+from trefoil.errors import EngineLost, InvalidRequest, ModelLoading, QueueFull
+from trefoil.metrics import Metrics
+
+
+class EngineStream:
+    """The events of one request, until every answer has its Done. Closing it early aborts the request."""
+
+    def __init__(self, client: "EngineClient", request: wire.Generate) -> None:
+        self._client = client
+        self.request = request
+        self.started = time.monotonic()
+        self.last_token: float | None = None
+        self._open = set(range(request.params.n))
+        self._lost: EngineLost | None = None
+        self._queue: asyncio.Queue[wire.Event | None] = asyncio.Queue()
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def put(self, event: wire.Event) -> None:
+        """The client heard something for this request."""
+        self._queue.put_nowait(event)
+
+    def lose(self, error: EngineLost) -> None:
+        """The engine is gone; whoever listens hears it next."""
+        self._lost = error
+        self._open.clear()
+        self._queue.put_nowait(None)
+
+    def __aiter__(self) -> "EngineStream":
+        return self
+
+    async def __anext__(self) -> wire.Event:
+        """The next event. Raises EngineLost, or InvalidRequest where the engine refused the request."""
+        if not self._open and not self._lost:
+            raise StopAsyncIteration
+        event = None if self._lost else await self._queue.get()
+        if event is None:
+            raise self._lost or EngineLost("the engine is gone")
+        match event:
+            case wire.Failed():
+                self._finish(set(self._open), "error")
+                raise InvalidRequest(event.message)
+            case wire.Done():
+                self._finish({event.index}, event.reason)
+        return event
+
+    def stop(self, index: int) -> None:
+        """One answer is complete before the engine thinks so."""
+        if index in self._open:
+            self._client.send(wire.Abort(self.request.id, index))
+            self._finish({index}, "stop")
+
+    def close(self) -> None:
+        """Whoever asked is gone, or has all it wants."""
+        if self._open:
+            self._client.send(wire.Abort(self.request.id))
+            self._finish(set(self._open), "abort")
+
+    def _finish(self, indices: set[int], reason: str) -> None:
+        self._open -= indices
+        self._client.finished(self, len(indices), reason)
+
+
+class EngineClient:
+    """Requests in flight at one engine; counts them, so that a full queue is refused at once."""
+
+    def __init__(self, name: str, *, capacity: int, max_queued: int, metrics: Metrics) -> None:
+        self.name = name
+        self.ready: wire.Ready | None = None
+        self._capacity, self._limit = capacity, capacity + max_queued
+        self._metrics = metrics
+        self._streams: dict[str, EngineStream] = {}
+        self._num_open = 0
+        self._stats = wire.Stats()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(wire.Message)
+
+    @property
+    def num_open(self) -> int:
+        """Answers asked for and not ended."""
+        return self._num_open
+
+    def generate(self, request: wire.Generate) -> EngineStream:
+        """Submit a request. Raises ModelLoading, QueueFull, or InvalidRequest where `n` can never fit."""
+        if self.ready is None or self._socket is None:
+            raise ModelLoading(f"the model {self.name} is still loading; try again shortly", param="model")
+        if request.params.n > self._limit:
+            raise InvalidRequest(f"n = {request.params.n} is more than the server's {self._limit} places", param="n")
+        if self._num_open + request.params.n > self._limit:
+            raise QueueFull(f"{self._num_open} requests are in line for {self.name} already; try again later")
+        stream = EngineStream(self, request)
+        self._streams[request.id] = stream
+        self._num_open += request.params.n
+        self.send(request)
+        return stream
+
+    def send(self, command: wire.Command) -> None:
+        """Hand a command to the engine, if there is one."""
+        if self._socket is not None:
+            self._socket.send(self._encoder.encode(command))
+
+    def finished(self, stream: EngineStream, count: int, reason: str) -> None:
+        """A stream's answers ended; their places are free."""
+        self._num_open -= count
+        self._metrics.finished.labels(self.name, reason).inc(count)
+        if not stream.num_open:
+            self._streams.pop(stream.request.id, None)
+            self._metrics.e2e_latency.labels(self.name).observe(time.monotonic() - stream.started)
+            self._metrics.request_prompt_tokens.labels(self.name).observe(len(stream.request.ids))
+
+    async def listen(
+        self, inbox: zmq.asyncio.Socket, outbox: zmq.asyncio.Socket, on_start: Callable[[wire.Message], None]
+    ) -> None:
+        """Take an engine's messages until cancelled; `on_start` hears Checked, Ready and Refused."""
+        self._socket = inbox
+        while True:
+            message = self._decoder.decode(await outbox.recv())
+            match message:
+                case wire.Batch():
+                    self._take(message)
+                case wire.Ready():
+                    self.ready = message
+                    self._stats = wire.Stats()
+                    on_start(message)
+                case _:
+                    on_start(message)
+
+    def lose(self, why: str) -> None:
+        """The engine is gone: every request fails now, each with its own error."""
+        self.ready, self._socket = None, None
+        streams, self._streams = self._streams, {}
+        self._num_open = 0
+        for stream in streams.values():
+            self._metrics.finished.labels(self.name, "error").inc(stream.num_open)
+            stream.lose(EngineLost(why))
+        for gauge in (self._metrics.running, self._metrics.waiting, self._metrics.cache_usage):
+            gauge.labels(self.name).set(0)
+
+    def _take(self, batch: wire.Batch) -> None:
+        now = time.monotonic()
+        for event in batch.events:
+            stream = self._streams.get(event.id)
+            if stream is None:
+                continue
+            if isinstance(event, wire.Tokens):
+                self._clock(stream, now)
+            stream.put(event)
+        self._count(batch.stats)
+
+    def _clock(self, stream: EngineStream, now: float) -> None:
+        if stream.last_token is None:
+            self._metrics.time_to_first_token.labels(self.name).observe(now - stream.started)
+        else:
+            self._metrics.inter_token_latency.labels(self.name).observe(now - stream.last_token)
+        stream.last_token = now
+
+    def _count(self, stats: wire.Stats) -> None:
+        metrics, before, self._stats = self._metrics, self._stats, stats
+        metrics.running.labels(self.name).set(stats.running)
+        metrics.waiting.labels(self.name).set(stats.waiting)
+        metrics.cache_usage.labels(self.name).set(stats.pages_used / max(stats.pages_total, 1))
+        for counter, now, then in (
+            (metrics.prefix_queries, stats.prefix_queries, before.prefix_queries),
+            (metrics.prefix_hits, stats.prefix_hits, before.prefix_hits),
+            (metrics.preemptions, stats.preemptions, before.preemptions),
+            (metrics.prompt_tokens, stats.prompt_tokens, before.prompt_tokens),
+            (metrics.generated_tokens, stats.generated_tokens, before.generated_tokens),
+        ):
+            counter.labels(self.name).inc(now - then)

@@ -1,0 +1,218 @@
+"""One engine process per model: start, watch, start again after a loss, stop. Knows each model's text side too."""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+import zmq
+import zmq.asyncio
+
+from trefoil import wire
+from trefoil.api.engine_client import EngineClient
+from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound
+from trefoil.metrics import Metrics
+from trefoil.settings import ModelSource, Settings
+from trefoil_models.config_keys import CheckpointError
+from trefoil_models.model_folder import GenerationDefaults, ModelFolder, find_folder
+from trefoil_models.tokenizer import Tokenizer, TokenizerError
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+FIRST_BACKOFF_S = 0.5
+LONGEST_BACKOFF_S = 30.0
+INLINE_CHARS = 2000
+"""Text up to this length is tokenised on the event loop: a thread's hop costs more."""
+
+
+class StartRefused(Exception):
+    """A model that cannot be served; one line says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the API knows of a model: its name, its text side, its engine."""
+
+    name: str
+    folder: Path
+    tokenizer: Tokenizer
+    eos_ids: tuple[int, ...]
+    defaults: GenerationDefaults
+    engine: EngineClient
+    created: int
+
+    @property
+    def ready(self) -> wire.Ready:
+        """What the engine said when it came up. Raises ModelLoading before."""
+        if self.engine.ready is None:
+            raise ModelLoading(f"the model {self.name} is still loading; try again shortly", param="model")
+        return self.engine.ready
+
+
+class Fleet:
+    """All served models of one server."""
+
+    def __init__(self, settings: Settings, models: list[ServedModel], metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.models = {model.name: model for model in models}
+        self._threads = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="text")
+        self._context = zmq.asyncio.Context()
+        self._sockets = tempfile.TemporaryDirectory(prefix="trefoil-")
+        self._keepers: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(cls, settings: Settings, metrics: Metrics) -> "Fleet":
+        """Start every engine; returns once each has found its model folder sound. Raises StartRefused."""
+        models = [await asyncio.to_thread(read_model, source, settings, metrics) for source in settings.models]
+        fleet = cls(settings, models, metrics)
+        checks: list[asyncio.Future[None]] = []
+        for model in models:
+            checked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            checks.append(checked)
+            fleet._keepers.append(asyncio.create_task(fleet._keep(model, checked), name=f"keep-{model.name}"))
+        try:
+            for checked in checks:
+                await checked
+        except StartRefused:
+            await fleet.stop()
+            raise
+        return fleet
+
+    async def stop(self) -> None:
+        """End every engine process."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._context.destroy(linger=0)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._sockets.cleanup()
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of that name, or the only one there is. Raises ModelNotFound, or InvalidRequest if unclear."""
+        if name is None:
+            if len(self.models) > 1:
+                names = ", ".join(self.models)
+                raise InvalidRequest(f"several models are served; name one in `model`: {names}", param="model")
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise ModelNotFound(f"the model {name!r} is not served here; see GET /v1/models", param="model")
+        return self.models[name]
+
+    async def off_loop(self, size: int, work: Callable[[], T]) -> T:
+        """Do text work of `size` characters, in a thread where it is long."""
+        if size <= INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _keep(self, model: ServedModel, checked: asyncio.Future[None]) -> None:
+        """Run the model's engine for ever; a loss is followed by a new start, later each time it fails young."""
+        backoff, number = FIRST_BACKOFF_S, 0
+        while True:
+            started = time.monotonic()
+            why = await self._run_engine(model, number, checked)
+            if not checked.done():
+                checked.set_exception(StartRefused(f"{model.name}: {why}"))
+                return
+            if time.monotonic() - started > LONGEST_BACKOFF_S:
+                backoff = FIRST_BACKOFF_S
+            log.error("engine_lost", model=model.name, why=why, next_start_s=backoff)
+            self.metrics.restarts.labels(model.name).inc()
+            await asyncio.sleep(backoff)
+            backoff, number = min(backoff * 2, LONGEST_BACKOFF_S), number + 1
+
+    async def _run_engine(self, model: ServedModel, number: int, checked: asyncio.Future[None]) -> str:
+        """One life of an engine process; why it ended."""
+        folder = self._sockets.name
+        at = list(self.models).index(model.name)
+        spec = engine_spec(model, self.settings, folder=folder, tag=f"{at}-{number}", share=1 / len(self.models))
+        inbox, outbox = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
+        refusals: list[str] = []
+
+        def on_start(message: wire.Message) -> None:
+            if isinstance(message, wire.Refused):
+                refusals.append(message.message)
+            elif not checked.done():
+                checked.set_result(None)
+            if isinstance(message, wire.Ready):
+                log.info("model_ready", model=model.name, dtype=message.dtype, max_model_len=message.max_model_len)
+
+        for socket, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
+            socket.set_hwm(0)
+            socket.bind(address)
+        listening = asyncio.create_task(model.engine.listen(inbox, outbox, on_start))
+        process = await start_process(spec)
+        try:
+            status = await process.wait()
+            await _settle(listening)
+        finally:
+            listening.cancel()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            model.engine.lose(f"the engine of {model.name} stopped under this request; it is being started again")
+            for socket in (inbox, outbox):
+                socket.close(linger=0)
+        return refusals[0] if refusals else f"the engine process ended with status {status}"
+
+
+def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> ServedModel:
+    """Find the folder (or download it) and read its text side. Raises StartRefused."""
+    try:
+        folder = ModelFolder.read(find_folder(source.source))
+        tokenizer = Tokenizer.load(folder.path)
+        eos_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
+        defaults = folder.defaults
+    except (CheckpointError, TokenizerError) as error:
+        raise StartRefused(f"{source.name}: {error}") from error
+    if not tokenizer.has_chat_template:
+        log.info("no_chat_template", model=source.name, instead="a plain User:/Assistant: layout")
+    engine = EngineClient(
+        source.name, capacity=settings.max_num_seqs, max_queued=settings.max_num_queued_reqs, metrics=metrics
+    )
+    return ServedModel(source.name, folder.path, tokenizer, eos_ids, defaults, engine, int(time.time()))
+
+
+def engine_spec(model: ServedModel, settings: Settings, *, folder: str, tag: str, share: float) -> wire.EngineSpec:
+    """The settings of one engine; `share` of the memory is its own."""
+    return wire.EngineSpec(
+        name=model.name,
+        folder=str(model.folder),
+        inbox=f"ipc://{folder}/{tag}.in",
+        outbox=f"ipc://{folder}/{tag}.out",
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.rows_per_step,
+        page_size=settings.block_size,
+        kv_cache_bytes=settings.kv_cache_memory,
+        memory_share=settings.memory_utilization * share,
+        prefix_caching=settings.enable_prefix_caching,
+        log_json=settings.log_json,
+    )
+
+
+async def start_process(spec: wire.EngineSpec) -> asyncio.subprocess.Process:
+    """A fresh interpreter running the engine; the spec goes in by standard input."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "trefoil.engine.process", stdin=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(spec))
+    process.stdin.close()
+    return process
+
+
+async def _settle(listening: Awaitable[None]) -> None:
+    """Let what the engine said last arrive: a refusal is sent just before the end."""
+    await asyncio.wait([asyncio.ensure_future(listening)], timeout=0.2)

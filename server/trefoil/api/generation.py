@@ -1,0 +1,65 @@
+"""From a prompt to its TextStream: what every generating route shares."""
+
+import itertools
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from trefoil import wire
+from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.api.schemas import GenerationParams
+from trefoil.api.text_stream import ScoredToken, TextStream
+from trefoil.errors import InvalidRequest
+from trefoil_models.tokenizer import Tokenizer
+
+_numbers = itertools.count()
+
+
+def new_id(prefix: str) -> str:
+    """An id as OpenAI writes them."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+async def encode_prompt(
+    fleet: Fleet, model: ServedModel, text: str, *, param: str, add_special_tokens: bool = True
+) -> list[int]:
+    """The prompt's ids; an empty one becomes the token that begins texts. Raises InvalidRequest where there is none."""
+    tokenizer = model.tokenizer
+    ids = await fleet.off_loop(len(text), lambda: tokenizer.encode_ids(text, add_special_tokens=add_special_tokens))
+    if ids:
+        return ids
+    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    if start is None:
+        raise InvalidRequest("the prompt is empty and the model has no token to begin with", param=param)
+    return [start]
+
+
+def begin(model: ServedModel, ids: Sequence[int], params: wire.SamplingParams, request: GenerationParams) -> TextStream:
+    """Submit to the engine. Raises QueueFull, ModelLoading."""
+    command = wire.Generate(f"{next(_numbers)}", list(ids), params, request.priority or 0)
+    skip = request.skip_special_tokens is not False
+    return TextStream(model.engine.generate(command), model.tokenizer, stops=request.stops, skip_special_tokens=skip)
+
+
+def prompt_logprobs_body(
+    ids: Sequence[int], scores: Sequence[wire.TokenScore], tokenizer: Tokenizer
+) -> list[dict[str, Any] | None]:
+    """Null for the first token, then for each the likeliest ids and its own, with rank."""
+    body: list[dict[str, Any] | None] = [None]
+    for token_id, score in zip(ids[1:], scores, strict=True):
+        entry = {
+            str(other): _prompt_entry(tokenizer, other, logprob, rank)
+            for rank, (other, logprob) in enumerate(score.top, start=1)
+        }
+        entry[str(token_id)] = _prompt_entry(tokenizer, token_id, score.logprob, score.rank)
+        body.append(entry)
+    return body
+
+
+def _prompt_entry(tokenizer: Tokenizer, token_id: int, logprob: float, rank: int) -> dict[str, Any]:
+    return {"logprob": logprob, "rank": rank, "decoded_token": tokenizer.token_text(token_id)}
+
+
+def token_strings(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> list[str]:
+    """Each token's own text."""
+    return [tokenizer.token_text(token.token_id) for token in tokens]

@@ -1,0 +1,178 @@
+"""POST /v1/chat/completions: messages in, the assistant's answer out, whole or streamed."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from trefoil.api.deps import Models, while_connected
+from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body
+from trefoil.api.schemas import MAX_TOP, GenerationParams, Text, usage_body
+from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
+from trefoil.api.text_stream import ScoredToken, TextStream
+from trefoil.errors import InvalidRequest
+from trefoil_models.chat_template import ChatTemplateError
+from trefoil_models.tokenizer import Tokenizer
+
+router = APIRouter()
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | list[TextPart] | None = None
+    name: Text | None = None
+
+    def rendered(self) -> dict[str, Any]:
+        """As templates know it: `developer` is OpenAI's newer word for `system`."""
+        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or [])
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content, **({"name": self.name} if self.name else {})}
+
+
+class ChatRequest(GenerationParams):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+
+    NEUTRAL: ClassVar = {
+        **GenerationParams.NEUTRAL,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+    }
+
+    def checked(self) -> "ChatRequest":
+        """Raise InvalidRequest for fields that contradict each other or are not there yet."""
+        self.refuse_unsupported()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+        for at, message in enumerate(self.messages):
+            if message.content is None and message.role != "assistant":
+                raise InvalidRequest(f"a {message.role} message needs content", param=f"messages[{at}].content")
+        return self.model_copy(update={"max_tokens": self.max_completion_tokens or self.max_tokens})
+
+
+@router.post("/v1/chat/completions")
+async def chat(body: ChatRequest, request: Request, models: Models) -> Response:
+    """Answer a conversation."""
+    body = body.checked()
+    model = models.find(body.model)
+    ids = await _prompt(models, model, body)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = body.sampling(model, len(ids), param="messages", default_tokens=None, logprobs=logprobs)
+    text = begin(model, ids, params, body)
+    head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model.name, "system_fingerprint": None}
+    if body.stream:
+        return EventStream(_chunks(text, head, model.tokenizer, body, ids), text.close)
+    return json_response(await while_connected(request, _whole(text, head, model.tokenizer, body, ids), text.close))
+
+
+async def _prompt(fleet: Fleet, model: ServedModel, body: ChatRequest) -> list[int]:
+    """Render the conversation and encode it; the template writes all special tokens itself."""
+    messages = [message.rendered() for message in body.messages]
+    size = sum(len(message["content"]) for message in messages)
+    should_prompt = body.add_generation_prompt is not False
+    try:
+        text = await fleet.off_loop(
+            size,
+            lambda: model.tokenizer.render_chat(
+                messages, add_generation_prompt=should_prompt, extra=body.chat_template_kwargs
+            ),
+        )
+    except ChatTemplateError as error:
+        raise InvalidRequest(f"the model's chat template refused the messages: {error}", param="messages") from error
+    return await encode_prompt(fleet, model, text, param="messages", add_special_tokens=False)
+
+
+async def _whole(
+    text: TextStream, head: dict[str, Any], tokenizer: Tokenizer, body: ChatRequest, ids: list[int]
+) -> dict[str, Any]:
+    contents = [""] * (body.n or 1)
+    reasons: list[str | None] = [None] * len(contents)
+    scores: list[list[ScoredToken]] = [[] for _ in contents]
+    async for piece in text:
+        contents[piece.index] += piece.text
+        scores[piece.index] += piece.scores
+        reasons[piece.index] = piece.finish_reason
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": content, "refusal": None},
+            "logprobs": _logprobs(scores[index], tokenizer) if body.logprobs else None,
+            "finish_reason": reasons[index],
+            **_prompt_part(text, tokenizer, body, ids),
+        }
+        for index, content in enumerate(contents)
+    ]
+    return {**head, "object": "chat.completion", "choices": choices, "usage": usage_body(text.usage)}
+
+
+async def _chunks(
+    text: TextStream, head: dict[str, Any], tokenizer: Tokenizer, body: ChatRequest, ids: list[int]
+) -> AsyncIterator[bytes]:
+    writer = ChunkWriter({**head, "object": "chat.completion.chunk"}, has_usage=body.has_usage_chunk)
+    begun: set[int] = set()
+    async for piece in text:
+        if piece.index not in begun:
+            begun.add(piece.index)
+            first = _choice(piece.index, {"role": "assistant", "content": "", "refusal": None}, None, None)
+            yield writer.chunk({**first, **_prompt_part(text, tokenizer, body, ids)})
+        if piece.text or piece.scores:
+            logprobs = _logprobs(piece.scores, tokenizer) if body.logprobs else None
+            yield writer.chunk(_choice(piece.index, {"content": piece.text}, logprobs, None))
+        if piece.ending:
+            yield writer.chunk(_choice(piece.index, {}, None, piece.finish_reason))
+    if body.has_usage_chunk:
+        yield writer.usage(usage_body(text.usage))
+    yield DONE
+
+
+def _choice(index: int, delta: dict[str, Any], logprobs: Any, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _prompt_part(text: TextStream, tokenizer: Tokenizer, body: ChatRequest, ids: list[int]) -> dict[str, Any]:
+    if body.prompt_logprobs is None:
+        return {}
+    return {"prompt_logprobs": prompt_logprobs_body(ids, text.prompt_scores, tokenizer)}
+
+
+def _logprobs(tokens: list[ScoredToken], tokenizer: Tokenizer) -> dict[str, Any]:
+    content = [
+        {
+            **_entry(token.token_id, token.score.logprob, tokenizer),
+            "top_logprobs": [_entry(other, logprob, tokenizer) for other, logprob in token.score.top],
+        }
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _entry(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "token": tokenizer.token_text(token_id),
+        "logprob": logprob,
+        "bytes": list(tokenizer.token_bytes(token_id)),
+    }

@@ -1,0 +1,42 @@
+"""GET /v1/models and /v1/models/{id}: what is served, in OpenAI's shape and a few fields more."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from trefoil.api.deps import Models
+from trefoil.api.fleet import ServedModel
+
+router = APIRouter()
+
+TASKS = {"decoder": ["text-generation", "perplexity"]}
+
+
+@router.get("/v1/models")
+async def list_models(models: Models) -> dict[str, Any]:
+    """Every served model, loading ones too."""
+    return {"object": "list", "data": [describe(model) for model in models.models.values()]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(model_id: str, models: Models) -> dict[str, Any]:
+    """One served model."""
+    return describe(models.find(model_id))
+
+
+def describe(model: ServedModel) -> dict[str, Any]:
+    """The model object; what only a loaded engine knows is null before."""
+    ready = model.engine.ready
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "trefoil",
+        "family": ready.kind if ready else None,
+        "architecture": ready.architecture if ready else None,
+        "tasks": TASKS[ready.kind] if ready else [],
+        "max_model_len": ready.max_model_len if ready else None,
+        "dtype": ready.dtype if ready else None,
+        "quantization": None,
+        "parent": None,
+    }

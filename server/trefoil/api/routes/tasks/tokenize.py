@@ -1,0 +1,72 @@
+"""POST /v1/tokenize and /v1/detokenize: text to ids and back, as the model sees them."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from trefoil.api.deps import Models
+from trefoil.api.routes.openai.chat import Message
+from trefoil.api.schemas import Text, TokenId
+from trefoil.errors import InvalidRequest
+from trefoil_models.chat_template import ChatTemplateError
+
+router = APIRouter()
+
+
+class TokenizeRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    text: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str | None = None
+    ids: list[TokenId]
+    skip_special_tokens: bool = True
+
+
+@router.post("/v1/tokenize")
+async def tokenize(body: TokenizeRequest, models: Models) -> dict[str, Any]:
+    """A text's tokens, or those of a conversation after the chat template."""
+    if (body.text is None) == (body.messages is None):
+        raise InvalidRequest("give either text or messages", param="text" if body.text is None else "messages")
+    tokenizer = models.find(body.model).tokenizer
+    text = body.text
+    if text is None:
+        messages = [message.rendered() for message in body.messages or []]
+        try:
+            text = tokenizer.render_chat(
+                messages, add_generation_prompt=body.add_generation_prompt, extra=body.chat_template_kwargs
+            )
+        except ChatTemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refused the messages: {error}", param="messages"
+            ) from error
+    # a template writes its special tokens itself
+    has_special = body.add_special_tokens if body.add_special_tokens is not None else body.messages is None
+    found = await models.off_loop(len(text), lambda: tokenizer.encode(text, add_special_tokens=has_special))
+    return {
+        "tokens": found.tokens,
+        "ids": found.ids,
+        "offsets": found.offsets,
+        "type_ids": found.type_ids,
+        "count": len(found.ids),
+    }
+
+
+@router.post("/v1/detokenize")
+async def detokenize(body: DetokenizeRequest, models: Models) -> dict[str, str]:
+    """The text of ids."""
+    tokenizer = models.find(body.model).tokenizer
+    for token_id in body.ids:
+        if token_id >= tokenizer.vocab_len:
+            raise InvalidRequest(f"token id {token_id} is not below the tokenizer's {tokenizer.vocab_len}", param="ids")
+    return {"text": tokenizer.decode(body.ids, skip_special_tokens=body.skip_special_tokens)}

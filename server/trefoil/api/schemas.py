@@ -1,0 +1,183 @@
+"""Shapes that several routes use: the generation parameters, checked by field, and how they become SamplingParams."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from trefoil import wire
+from trefoil.api.fleet import ServedModel
+from trefoil.api.text_stream import Usage
+from trefoil.errors import InvalidRequest, NotImplementedHere, RequestTooLong
+
+MAX_TOP = 20
+INT64 = 2**63
+
+
+def _plain(text: str) -> str:
+    """Refuse what no tokenizer can mean: the null character, and halves of surrogate pairs."""
+    if "\0" in text:
+        raise ValueError("must not contain the null character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode; it contains a lone surrogate") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+StopText = Annotated[Text, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0)]
+Rows = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool = False
+
+
+class GenerationParams(BaseModel):
+    """What chat and completions have in common. Unknown fields are ignored, as OpenAI-compatible servers do."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    stop_token_ids: list[TokenId] | None = None
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    priority: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    # known, and refused by name until the server can do them
+    use_beam_search: bool | None = None
+    beam_width: Any = None
+    length_penalty: float | None = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    regex: Any = None
+    grammar: Any = None
+    choice: Any = None
+
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "use_beam_search": (False,),
+        "beam_width": (1,),
+        "length_penalty": (1.0,),
+        "response_format": ({"type": "text"},),
+        "structured_outputs": ({},),
+        "regex": (),
+        "grammar": (),
+        "choice": (),
+    }
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def has_usage_chunk(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def refuse_unsupported(self) -> None:
+        """Raise NotImplementedHere for a field of the contract that is not there yet, unless it asks for nothing."""
+        for name, neutral in self.NEUTRAL.items():
+            value = getattr(self, name)
+            if value is not None and value not in neutral:
+                raise NotImplementedHere(name)
+
+    def sampling(
+        self, model: ServedModel, prompt_len: int, *, param: str, default_tokens: int | None, logprobs: int | None
+    ) -> wire.SamplingParams:
+        """These parameters for a prompt of `prompt_len` tokens that came in the field `param`.
+
+        What the request leaves open, the model's generation_config.json decides, then OpenAI's defaults.
+        Raises RequestTooLong, or InvalidRequest for values that only this model forbids.
+        """
+        defaults = model.defaults
+        return wire.SamplingParams(
+            max_tokens=self._max_tokens(model, prompt_len, param, default_tokens),
+            temperature=_first(self.temperature, defaults.temperature, 1.0),
+            top_p=_first(self.top_p, defaults.top_p, 1.0),
+            top_k=max(_first(self.top_k, defaults.top_k, 0), 0),
+            min_p=_first(self.min_p, defaults.min_p, 0.0),
+            typical_p=_first(self.typical_p, defaults.typical_p, 1.0),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, 1.0),
+            no_repeat_ngram_size=self.no_repeat_ngram_size or 0,
+            logit_bias=self._bias(model.ready.vocab_size),
+            min_tokens=self.min_tokens or 0,
+            stop_ids=self._stop_ids(model),
+            seed=self.seed,
+            n=self.n or 1,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+    def _max_tokens(self, model: ServedModel, prompt_len: int, param: str, default: int | None) -> int:
+        limit = model.ready.max_model_len
+        room = limit - prompt_len
+        asked = self.max_tokens
+        if asked is None:
+            asked = min(_first(model.defaults.max_new_tokens, default, room), room)
+            if room < 1:
+                raise RequestTooLong(prompt_len, 0, limit, param=param)
+        if asked > room:
+            raise RequestTooLong(prompt_len, asked, limit, param=param if room < 1 else "max_tokens")
+        if (self.min_tokens or 0) > asked:
+            raise InvalidRequest(f"min_tokens {self.min_tokens} is more than max_tokens {asked}", param="min_tokens")
+        return asked
+
+    def _bias(self, vocab_size: int) -> dict[int, float]:
+        bias = {}
+        for name, value in (self.logit_bias or {}).items():
+            if not (name.isascii() and name.isdigit() and int(name) < vocab_size):
+                raise InvalidRequest(f"logit_bias: {name!r} is no token id below {vocab_size}", param="logit_bias")
+            bias[int(name)] = value
+        return bias
+
+    def _stop_ids(self, model: ServedModel) -> tuple[int, ...]:
+        check_ids(self.stop_token_ids or [], model, param="stop_token_ids")
+        eos_ids = () if self.ignore_eos else model.eos_ids
+        return tuple(dict.fromkeys((*eos_ids, *(self.stop_token_ids or []))))
+
+
+def check_ids(ids: Iterable[int], model: ServedModel, *, param: str) -> None:
+    """Raise InvalidRequest unless every id is in the model's vocabulary."""
+    vocab_size = model.ready.vocab_size
+    for token_id in ids:
+        if token_id >= vocab_size:
+            raise InvalidRequest(f"token id {token_id} is not below the vocabulary's {vocab_size}", param=param)
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }
+
+
+def _first(*values: Any) -> Any:
+    """The first value that was given; the last is the default."""
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,146 @@
+"""`trefoil serve`: the only reader of flags and TREFOIL_<FLAG> variables. A wrong value is one line, exit status 2."""
+
+import asyncio
+import sys
+from importlib.resources import files
+from typing import Annotated, Literal
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from trefoil import __version__
+from trefoil.errors import InvalidSetting
+from trefoil.settings import ModelSource, Settings, parse_bytes
+
+app = typer.Typer(name="trefoil", add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False)
+
+DEMO_MODELS = ("decoder",)
+
+
+def env(flag: str) -> str:
+    """The variable that stands for a flag."""
+    return "TREFOIL_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """One server for every transformer family."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Folders or Hub ids, each optionally as name=MODEL; none: the bundled demo models."),
+    ] = None,
+    host: Annotated[str, typer.Option(envvar=env("--host"), help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar=env("--port"), min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        list[str] | None, typer.Option(envvar=env("--api-key"), help="Key that clients must send; may be repeated.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(envvar=env("--device"), help="Where models run.")] = "cpu",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(envvar=env("--dtype"), help="Weights and arithmetic; auto takes the checkpoint's."),
+    ] = "auto",
+    max_model_len: Annotated[
+        int | None, typer.Option(envvar=env("--max-model-len"), min=1, help="Most tokens of prompt and answer.")
+    ] = None,
+    max_num_seqs: Annotated[
+        int, typer.Option(envvar=env("--max-num-seqs"), min=1, max=4096, help="Most sequences in a step.")
+    ] = 64,
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar=env("--max-num-batched-tokens"), min=1, help="Token budget of a step [cpu 512, cuda 8192]."
+        ),
+    ] = None,
+    block_size: Annotated[
+        int, typer.Option(envvar=env("--block-size"), min=1, max=1024, help="Slots of a KV page.")
+    ] = 16,
+    kv_cache_memory: Annotated[
+        str | None,
+        typer.Option(envvar=env("--kv-cache-memory"), help="Memory for KV pages of each model, such as 2GiB."),
+    ] = None,
+    memory_utilization: Annotated[
+        float,
+        typer.Option(
+            envvar=env("--memory-utilization"), min=0.01, max=0.98, help="Share of free memory for all KV pages."
+        ),
+    ] = 0.5,
+    enable_prefix_caching: Annotated[
+        bool, typer.Option(envvar=env("--enable-prefix-caching"), help="Share pages of equal prefixes.")
+    ] = True,
+    served_model_name: Annotated[
+        str | None, typer.Option(envvar=env("--served-model-name"), help="Name of the model, where one is served.")
+    ] = None,
+    max_num_queued_reqs: Annotated[
+        int, typer.Option(envvar=env("--max-num-queued-reqs"), min=0, help="Waiting answers before 429.")
+    ] = 256,
+    max_body_size: Annotated[
+        str, typer.Option(envvar=env("--max-body-size"), help="Largest request body, such as 16MiB.")
+    ] = "16MiB",
+    shutdown_timeout: Annotated[
+        int, typer.Option(envvar=env("--shutdown-timeout"), min=0, help="Seconds that streams may take after SIGTERM.")
+    ] = 30,
+    log_json: Annotated[bool, typer.Option("--log-json", envvar=env("--log-json"), help="JSON logs.")] = False,
+) -> None:
+    """Serve models over HTTP."""
+    settings = Settings(
+        models=model_sources(models or [], served_model_name),
+        host=host,
+        port=port,
+        api_keys=tuple(key for key in api_key or [] if key),
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        block_size=block_size,
+        kv_cache_memory=parse_bytes("--kv-cache-memory", kv_cache_memory) if kv_cache_memory else None,
+        memory_utilization=memory_utilization,
+        enable_prefix_caching=enable_prefix_caching,
+        max_num_queued_reqs=max_num_queued_reqs,
+        max_body_size=parse_bytes("--max-body-size", max_body_size),
+        shutdown_timeout=shutdown_timeout,
+        log_json=log_json,
+    )
+    from trefoil.api.server import run  # the process choice: a shell command needs no server
+
+    raise typer.Exit(asyncio.run(run(settings)))
+
+
+def model_sources(given: list[str], served_name: str | None) -> tuple[ModelSource, ...]:
+    """What to serve; the bundled demo models where nothing is given."""
+    demo = files("trefoil_models") / "demo"
+    sources = [ModelSource.parse(text) for text in given] or [
+        ModelSource(f"demo-{name}", str(demo / name)) for name in DEMO_MODELS
+    ]
+    if served_name is None:
+        return tuple(sources)
+    if len(sources) > 1:
+        raise InvalidSetting("--served-model-name", served_name, "left out where several models are served")
+    return (ModelSource(served_name, sources[0].source),)
+
+
+def main() -> None:
+    """Run the command line; usage errors are one line."""
+    try:
+        status = app(standalone_mode=False)
+    except InvalidSetting as error:
+        sys.exit(_complain(str(error)))
+    except TyperException as error:
+        sys.exit(_complain(" ".join(error.format_message().split())))
+    except (Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str) -> int:
+    print(f"trefoil: {message}", file=sys.stderr)
+    return 2

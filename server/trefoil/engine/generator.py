@@ -1,0 +1,133 @@
+"""A scheduler and a runner: requests in, events out, one step at a time. No process, no socket, no text."""
+
+import secrets
+from collections.abc import Iterator
+
+import numpy as np
+
+from trefoil import wire
+from trefoil.engine.runner import Picks, Runner
+from trefoil.engine.sampler import Pick
+from trefoil.engine.scheduler import Scheduler
+from trefoil.engine.sequence import Sequence
+
+MASK64 = (1 << 64) - 1
+
+
+class Generator:
+    """Everything one engine generates. `length_pivot`: see ModelConfig."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        max_model_len: int,
+        vocab_size: int,
+        length_pivot: int | None = None,
+    ) -> None:
+        self.scheduler, self.runner = scheduler, runner
+        self.max_model_len, self.vocab_size = max_model_len, vocab_size
+        self._length_pivot = length_pivot
+        self._arrivals = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def submit(self, request: wire.Generate) -> list[wire.Event]:
+        """Queue a request; a refusal where it can never run."""
+        if not request.ids or len(request.ids) + request.params.max_tokens > self.max_model_len:
+            return [wire.Failed(request.id, f"{len(request.ids)} prompt tokens do not fit {self.max_model_len}")]
+        if max(request.ids) >= self.vocab_size or min(request.ids) < 0:
+            return [wire.Failed(request.id, f"token ids must be below {self.vocab_size}")]
+        self._arrivals += 1
+        leader, *siblings = [self._sequence(request, index) for index in range(request.params.n)]
+        leader.siblings = siblings
+        self.scheduler.add(leader)
+        return []
+
+    def abort(self, command: wire.Abort) -> None:
+        """Forget a request, or one answer of it."""
+        for sequence in list(self.scheduler.sequences()):
+            if sequence.request_id == command.id and command.index in (None, sequence.index):
+                self._drop(sequence)
+
+    def step(self) -> list[wire.Event]:
+        """Advance every running sequence by one turn."""
+        plan = self.scheduler.plan()
+        picks = self.runner.run(plan)
+        self.scheduler.commit(plan)
+        finished = [chunk.sequence for chunk in plan.chunks if not chunk.sequence.wants_tokens]
+        return [*self._prompt_events(picks), *self._token_events(picks.tokens), *self._scored_events(finished)]
+
+    def stats(self) -> wire.Stats:
+        """Gauges and totals as they stand."""
+        scheduler = self.scheduler
+        totals = scheduler.totals
+        return wire.Stats(
+            running=len(scheduler.running),
+            waiting=scheduler.num_waiting,
+            pages_used=scheduler.pool.num_used,
+            pages_total=scheduler.pool.num_pages,
+            slots_filled=sum(sequence.computed for sequence in scheduler.running),
+            prefix_queries=totals.prefix_queries,
+            prefix_hits=totals.prefix_hits,
+            preemptions=totals.preemptions,
+            prompt_tokens=totals.prompt_tokens,
+            generated_tokens=totals.generated_tokens,
+        )
+
+    def check_books(self) -> None:
+        """Raise AssertionError where pages or sequences went astray."""
+        self.scheduler.check_books()
+
+    def _sequence(self, request: wire.Generate, index: int) -> Sequence:
+        params = request.params
+        seed = secrets.randbits(64) if params.seed is None else params.seed & MASK64
+        pivot = self._length_pivot
+        return Sequence(
+            request_id=request.id,
+            index=index,
+            ids=list(request.ids),
+            prompt_len=len(request.ids),
+            params=params,
+            priority=request.priority,
+            arrival=self._arrivals,
+            random=np.random.Generator(np.random.Philox(key=[seed, index])),
+            # keys rotated for another prompt length are other keys: such prompts share only with their own length
+            salt=b"%d" % len(request.ids) if pivot is not None and len(request.ids) > pivot else b"",
+        )
+
+    def _drop(self, sequence: Sequence) -> None:
+        for leader in self.scheduler.sequences():
+            if sequence in leader.siblings:
+                leader.siblings.remove(sequence)
+                return
+        self.scheduler.finish(sequence)
+
+    def _prompt_events(self, picks: Picks) -> Iterator[wire.Event]:
+        for sequence, scores in picks.prompts:
+            sequence.num_scored += len(scores)
+            if scores:
+                yield wire.PromptScores(sequence.request_id, scores)
+
+    def _token_events(self, picks: list[Pick]) -> Iterator[wire.Event]:
+        for pick in picks:
+            sequence = pick.sequence
+            sequence.ids.append(pick.token)
+            self.scheduler.totals.generated_tokens += 1
+            scores = [pick.score] if pick.score else []
+            yield wire.Tokens(sequence.request_id, sequence.index, [pick.token], scores)
+            is_stop = pick.token in sequence.params.stop_ids
+            if is_stop or sequence.num_outputs >= sequence.params.max_tokens:
+                yield self._done(sequence, "stop" if is_stop else "length", pick.token if is_stop else None)
+
+    def _scored_events(self, sequences: list[Sequence]) -> Iterator[wire.Event]:
+        for sequence in sequences:
+            if not sequence.num_left:
+                yield self._done(sequence, "length", None)
+
+    def _done(self, sequence: Sequence, reason: str, stop_id: int | None) -> wire.Done:
+        self.scheduler.finish(sequence)
+        return wire.Done(sequence.request_id, sequence.index, reason, stop_id, sequence.cached_len)

@@ -1,0 +1,25 @@
+"""The Attend of the engine: new keys and values go to pages, answers come from pages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from trefoil_kernels.masks import Mask
+from trefoil_kernels.packed_attention import Packing
+from trefoil_kernels.page_write import Pages, page_write
+from trefoil_kernels.paged_attention import PageTable, paged_attention
+
+
+@dataclass(frozen=True, slots=True)
+class PagedAttend:
+    """One step's rows over the pages of every site; a prefill chunk and a decode differ in row counts only."""
+
+    pages: Sequence[Pages]
+    slots_T: Tensor
+    table: PageTable
+    packing: Packing
+
+    def own(self, site: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, mask: Mask, scale: float) -> Tensor:
+        page_write(self.pages[site], k_TGD, v_TGD, self.slots_T)
+        return paged_attention(q_THD, self.pages[site], self.table, self.packing, mask=mask, scale=scale)

@@ -1,0 +1,101 @@
+"""An engine process: commands in, one step, one batch of events out, until its parent is gone or asks it to end.
+
+Started by the fleet as `python -m trefoil.engine.process`, the spec as JSON on standard input.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+import zmq
+
+from trefoil import wire
+from trefoil.engine.generator import Generator
+from trefoil.engine.startup import start
+from trefoil.logs import configure_logs
+from trefoil_models.config_keys import CheckpointError
+from trefoil_models.tokenizer import TokenizerError
+
+log = structlog.get_logger()
+
+IDLE_POLL_MS = 500
+PR_SET_PDEATHSIG = 1
+EXIT_REFUSED = 3
+
+
+@dataclass(slots=True)
+class Line:
+    """The engine's end of the wire."""
+
+    inbox: "zmq.Socket[bytes]"
+    outbox: "zmq.Socket[bytes]"
+    _encoder: msgspec.msgpack.Encoder = field(default_factory=msgspec.msgpack.Encoder)
+    _decoder: msgspec.msgpack.Decoder[wire.Command] = field(
+        default_factory=lambda: msgspec.msgpack.Decoder(wire.Command)
+    )
+
+    def say(self, message: wire.Message) -> None:
+        self.outbox.send(self._encoder.encode(message))
+
+    def commands(self, wait_ms: int) -> list[wire.Command]:
+        """All that has arrived; waits for the first one."""
+        commands: list[wire.Command] = []
+        while self.inbox.poll(wait_ms if not commands else 0):
+            commands.append(self._decoder.decode(self.inbox.recv()))
+        return commands
+
+
+def serve(line: Line, generator: Generator, parent: int) -> None:
+    """Turn after turn while the parent lives."""
+    while os.getppid() == parent:
+        commands = line.commands(0 if generator.has_work else IDLE_POLL_MS)
+        events = obey(generator, commands)
+        if generator.has_work:
+            events += generator.step()
+        if commands or events:
+            line.say(wire.Batch(events, generator.stats()))
+            if not generator.has_work:
+                generator.check_books()
+
+
+def obey(generator: Generator, commands: list[wire.Command]) -> list[wire.Event]:
+    """Hand commands over; what they bring at once."""
+    events: list[wire.Event] = []
+    for command in commands:
+        match command:
+            case wire.Generate():
+                events += generator.submit(command)
+            case wire.Abort():
+                generator.abort(command)
+    return events
+
+
+def main() -> None:
+    """Run one engine; exit status 3 where the model was refused."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent drains first, then ends us
+    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=wire.EngineSpec)
+    configure_logs(as_json=spec.log_json)
+    context = zmq.Context()
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for socket, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
+        socket.set_hwm(0)
+        socket.connect(address)
+    line = Line(inbox, outbox)
+    try:
+        generator = start(spec, line.say)
+    except (CheckpointError, TokenizerError) as error:
+        line.say(wire.Refused(str(error)))
+        context.destroy(linger=2000)
+        raise SystemExit(EXIT_REFUSED) from None
+    serve(line, generator, parent)
+
+
+if __name__ == "__main__":
+    main()

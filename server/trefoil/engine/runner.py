@@ -1,0 +1,89 @@
+"""The model and its pages: runs a plan and says what was picked."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trefoil.engine.memory import MemoryPlan
+from trefoil.engine.sampler import Pick, Sampler, token_scores
+from trefoil.engine.scheduler import Chunk, Plan
+from trefoil.engine.sequence import Sequence
+from trefoil.engine.step import StepInputs
+from trefoil.wire import TokenScore
+from trefoil_kernels.page_write import copy_pages, new_pages
+from trefoil_kernels.token_logprobs import row_chunks
+from trefoil_models.checkpoint import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Picks:
+    """What a step brought: tokens, and scores of prompt tokens in order."""
+
+    tokens: list[Pick]
+    prompts: list[tuple[Sequence, list[TokenScore]]]
+
+
+class Runner:
+    """Owns the weights, the pages and the input buffers of one engine."""
+
+    def __init__(self, model: Model, memory: MemoryPlan, *, max_rows: int, max_num_seqs: int, never: Seq[int]) -> None:
+        weight = model.lm_head.weight
+        self._model = model
+        self._pages = [
+            new_pages(
+                memory.num_pages,
+                memory.page_size,
+                site.kv_heads,
+                site.head_dim,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+            for site in model.sites
+        ]
+        self._inputs = StepInputs(
+            max_rows=max_rows,
+            max_sequences=max_num_seqs,
+            max_pages=-(-memory.max_model_len // memory.page_size),
+            page_size=memory.page_size,
+            device=weight.device,
+        )
+        self._sampler = Sampler(never=never, device=weight.device)
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> Picks:
+        """Compute the plan's rows, copy its pages, choose its tokens."""
+        rows, attend = self._inputs.build(plan, self._pages)
+        hidden_TM = self._model(rows, attend)
+        self._copy(plan.copies)
+        starts = attend.packing.starts
+        takers = [(taker, starts[n + 1] - 1) for n, chunk in enumerate(plan.chunks) for taker in chunk.takers]
+        at = torch.tensor([row for _, row in takers], dtype=torch.int64, device=hidden_TM.device)
+        logits_NV = self._model.lm_head.logits(hidden_TM[at]).float()
+        return Picks(
+            self._sampler.choose(logits_NV, [taker for taker, _ in takers]),
+            [
+                (chunk.sequence, self._prompt_scores(chunk, hidden_TM[starts[n] : starts[n + 1]]))
+                for n, chunk in enumerate(plan.chunks)
+                if chunk.sequence.wants_prompt_scores
+            ],
+        )
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        if copies:
+            sources_C, targets_C = torch.tensor(copies, device=self._pages[0].k_PSGD.device).unbind(1)
+            for pages in self._pages:
+                copy_pages(pages, sources_C, targets_C)
+
+    def _prompt_scores(self, chunk: Chunk, hidden_RM: Tensor) -> list[TokenScore]:
+        """Scores of the prompt tokens that this chunk's rows predict and that were not given before."""
+        sequence = chunk.sequence
+        first = max(chunk.start, sequence.num_scored - 1)
+        labels = sequence.ids[first + 1 : min(chunk.end + 1, sequence.prompt_len)]
+        hidden_RM = hidden_RM[first - chunk.start :][: len(labels)]
+        scores: list[TokenScore] = []
+        for rows in row_chunks(len(labels), len(self._model.lm_head.weight)):
+            logits = self._model.lm_head.logits(hidden_RM[rows])
+            scores += token_scores(logits, labels[rows], sequence.params.prompt_logprobs or 0)
+        return scores

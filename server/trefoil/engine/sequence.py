@@ -1,0 +1,55 @@
+"""One answer in the making: its ids, its pages, how far the model has come."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trefoil.wire import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request's prompt and one of its `n` answers.
+
+    `computed` counts the leading ids whose keys and values lie in `pages`. `siblings` wait for this sequence's prompt,
+    which they will share.
+    """
+
+    request_id: str
+    index: int
+    ids: list[int]
+    prompt_len: int
+    params: SamplingParams
+    priority: int
+    arrival: int
+    random: np.random.Generator
+    salt: bytes = b""
+    computed: int = 0
+    cached_len: int = 0
+    num_scored: int = 1
+    pages: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    siblings: list["Sequence"] = field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Earlier is served first and pre-empted last."""
+        return self.priority, self.arrival, self.index
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.ids) - self.prompt_len
+
+    @property
+    def num_left(self) -> int:
+        """Rows still to be computed before the next token can be chosen."""
+        return len(self.ids) - self.computed
+
+    @property
+    def wants_tokens(self) -> bool:
+        return self.params.max_tokens > 0
+
+    @property
+    def wants_prompt_scores(self) -> bool:
+        """Are there prompt tokens whose scores were asked for and not yet given?"""
+        return self.params.prompt_logprobs is not None and self.index == 0 and self.num_scored < self.prompt_len

@@ -1,0 +1,138 @@
+"""From a spec to a generator: check the folder, read the weights, plan the memory. Says Checked in between."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import torch
+
+from trefoil import wire
+from trefoil.engine.generator import Generator
+from trefoil.engine.memory import MemoryPlan, free_bytes, plan_memory
+from trefoil.engine.pages import PagePool
+from trefoil.engine.runner import Runner
+from trefoil.engine.scheduler import Scheduler
+from trefoil_models import checkpoint
+from trefoil_models.checkpoint import DTYPES, Blueprint
+from trefoil_models.config_keys import CheckpointError
+from trefoil_models.tokenizer import Tokenizer
+
+log = structlog.get_logger()
+
+
+def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Generator:
+    """A generator that can answer; `say` hears Checked and Ready. Raises CheckpointError (one line)."""
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    device = _device(spec.device)
+    blueprint = checkpoint.inspect(Path(spec.folder))
+    limit = _max_model_len(spec, blueprint)
+    tokenizer = Tokenizer.load(Path(spec.folder))
+    say(wire.Checked())
+    dtype = choose_dtype(spec.dtype, blueprint.folder.dtype_name, device)
+    model = blueprint.load(dtype=dtype, device=device)
+    memory = plan_memory(
+        model.sites,
+        page_size=spec.page_size,
+        dtype=dtype,
+        budget=spec.kv_cache_bytes or int(free_bytes(device) * spec.memory_share),
+        max_model_len=limit,
+        max_num_seqs=spec.max_num_seqs,
+    )
+    generator = build_generator(
+        model,
+        memory,
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+        prefix_caching=spec.prefix_caching,
+        never=never_chosen(model.config.vocab_size, tokenizer),
+    )
+    warm_up(generator)
+    _log_plan(spec.name, memory)
+    say(
+        wire.Ready(
+            kind=model.kind,
+            architecture=blueprint.folder.architecture,
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=limit,
+            vocab_size=model.config.vocab_size,
+            page_size=memory.page_size,
+            num_pages=memory.num_pages,
+        )
+    )
+    return generator
+
+
+def build_generator(
+    model: checkpoint.Model,
+    memory: MemoryPlan,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    prefix_caching: bool,
+    never: list[int],
+) -> Generator:
+    """Put a loaded model on pages."""
+    pool = PagePool(memory.num_pages, memory.page_size)
+    scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens, prefix_caching)
+    runner = Runner(model, memory, max_rows=max_num_batched_tokens, max_num_seqs=max_num_seqs, never=never)
+    return Generator(
+        scheduler,
+        runner,
+        max_model_len=memory.max_model_len,
+        vocab_size=model.config.vocab_size,
+        length_pivot=model.config.length_pivot,
+    )
+
+
+def never_chosen(vocab_size: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the head that no token has: padding of the vocabulary."""
+    return [i for i in range(vocab_size) if i >= tokenizer.vocab_len or i in tokenizer.undecodable]
+
+
+def choose_dtype(asked: str, stored: str, device: torch.device) -> torch.dtype:
+    """`auto` takes the stored dtype; a CPU has no float16 arithmetic worth using and not always bfloat16's."""
+    if asked != "auto":
+        return DTYPES[asked]
+    if stored not in DTYPES:
+        raise CheckpointError(f"config.json: torch_dtype = {stored!r} is not supported; known: {', '.join(DTYPES)}")
+    if device.type == "cpu" and stored != "float32":
+        chosen = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+        if chosen != stored:
+            log.info("dtype_changed", stored=stored, chosen=chosen, why="what this CPU computes fast")
+        return DTYPES[chosen]
+    return DTYPES[stored]
+
+
+def warm_up(generator: Generator) -> None:
+    """One short request end to end, so that the first user does not pay for first calls."""
+    generator.submit(wire.Generate("warm-up", [0], wire.SamplingParams(max_tokens=1, temperature=0.0)))
+    while generator.has_work:
+        generator.step()
+    generator.check_books()
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("--device cuda: no CUDA device is available; allowed here: cpu")
+    return torch.device(name)
+
+
+def _max_model_len(spec: wire.EngineSpec, blueprint: Blueprint) -> int:
+    longest = blueprint.model.config.longest
+    if spec.max_model_len is not None and spec.max_model_len > longest:
+        raise CheckpointError(f"--max-model-len {spec.max_model_len}: {spec.name} was made for at most {longest}")
+    return spec.max_model_len or int(longest)
+
+
+def _log_plan(name: str, memory: MemoryPlan) -> None:
+    log.info(
+        "kv_cache",
+        model=name,
+        mib=round(memory.num_pages * memory.page_bytes / 2**20, 1),
+        pages=memory.num_pages,
+        page_size=memory.page_size,
+        tokens=memory.num_tokens,
+        full_sequences=round(memory.full_sequences, 1),
+        max_model_len=memory.max_model_len,
+    )

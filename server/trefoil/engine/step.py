@@ -1,0 +1,73 @@
+"""From a plan to what the model takes: rows and a PagedAttend. All host-to-device copies of a step happen here.
+
+The buffers are made once and keep their addresses, as captured graphs will need them. On the CPU the host's and the
+device's buffer are the same memory.
+"""
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trefoil.engine.paged_attend import PagedAttend
+from trefoil.engine.scheduler import Plan
+from trefoil_kernels.packed_attention import Packing
+from trefoil_kernels.page_write import Pages
+from trefoil_kernels.paged_attention import PageTable
+from trefoil_models.attend import Rows
+
+
+class Buffer:
+    """An int64 array filled on the host and read on the device."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._host = host
+        self.fill = host.numpy()
+        self._device = host if device.type == "cpu" else torch.zeros_like(host, device=device)
+
+    def sent(self, *part: slice) -> Tensor:
+        """The part on the device, after a copy that does not wait."""
+        if self._device is not self._host:
+            self._device[part].copy_(self._host[part], non_blocking=True)
+        return self._device[part]
+
+
+class StepInputs:
+    """The static buffers of one engine."""
+
+    def __init__(
+        self, *, max_rows: int, max_sequences: int, max_pages: int, page_size: int, device: torch.device
+    ) -> None:
+        self._page_size = page_size
+        self._ids, self._positions, self._prompt_lens, self._slots = (Buffer((max_rows,), device) for _ in range(4))
+        self._table, self._lens = Buffer((max_sequences, max_pages), device), Buffer((max_sequences,), device)
+
+    def build(self, plan: Plan, pages: Seq[Pages]) -> tuple[Rows, PagedAttend]:
+        """Fill the buffers for a plan and send them."""
+        row, widest = 0, 1
+        for n, chunk in enumerate(plan.chunks):
+            self._fill_rows(slice(row, row + chunk.num_rows), chunk.sequence.ids, chunk.start, chunk.end)
+            self._prompt_lens.fill[row : row + chunk.num_rows] = chunk.sequence.prompt_len
+            own = np.array(chunk.sequence.pages[: -(-chunk.end // self._page_size)], dtype=np.int64)
+            self._table.fill[n, : len(own)] = own
+            self._lens.fill[n] = chunk.end
+            at = self._positions.fill[row : row + chunk.num_rows]
+            self._slots.fill[row : row + chunk.num_rows] = own[at // self._page_size] * self._page_size
+            self._slots.fill[row : row + chunk.num_rows] += at % self._page_size
+            row, widest = row + chunk.num_rows, max(widest, len(own))
+        rows, sequences = slice(0, row), slice(0, len(plan.chunks))
+        table = PageTable(
+            self._table.sent(sequences, slice(0, widest)),
+            self._lens.sent(sequences),
+            tuple(chunk.end for chunk in plan.chunks),
+        )
+        attend = PagedAttend(
+            pages, self._slots.sent(rows), table, Packing(tuple(chunk.num_rows for chunk in plan.chunks))
+        )
+        return Rows(self._ids.sent(rows), self._positions.sent(rows), self._prompt_lens.sent(rows)), attend
+
+    def _fill_rows(self, rows: slice, ids: list[int], start: int, end: int) -> None:
+        self._ids.fill[rows] = ids[start:end]
+        self._positions.fill[rows] = np.arange(start, end)

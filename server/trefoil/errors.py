@@ -1,0 +1,113 @@
+"""The error tree that users meet. Each has an HTTP status, a stable code, and a message that says what to do.
+
+TrefoilError
+  InvalidRequest            400  a field has a value we cannot take; `param` names it as the client wrote it
+    RequestTooLong          400  prompt and answer do not fit the model's context
+    NotImplementedHere      400  a field of the contract that this version refuses by name
+    WrongTask               400  the model cannot do what the route offers
+  NotAuthenticated          401  no key or a wrong one
+  ModelNotFound             404  no served model has that name
+  BodyTooLarge              413  the request body exceeds the limit
+  QueueFull                 429  too many requests wait already
+  ModelLoading              503  the model is not ready yet
+  EngineLost                503  the engine died or shut down under the request
+"""
+
+from typing import ClassVar
+
+
+class InvalidSetting(ValueError):
+    """A flag or variable with a value that cannot be; said in one line before anything starts."""
+
+    def __init__(self, flag: str, value: str, allowed: str) -> None:
+        super().__init__(f"{flag} {value}: must be {allowed}")
+
+
+class TrefoilError(Exception):
+    """A failure with an answer for the client."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = "internal_error"
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    @property
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The one shape of every error answer."""
+        return error_body(self.message, self.type, self.param, self.code)
+
+
+def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, dict[str, str | None]]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class InvalidRequest(TrefoilError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class RequestTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_len: int, answer_len: int, limit: int, *, param: str) -> None:
+        asked = f"{prompt_len} prompt tokens" + (f" and {answer_len} for the answer" if answer_len else "")
+        super().__init__(
+            f"the model's context is {limit} tokens, the request asks for {asked}; shorten it", param=param
+        )
+
+
+class NotImplementedHere(InvalidRequest):
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"{param} is not supported by this version of the server; leave it out", param=param)
+
+
+class WrongTask(InvalidRequest):
+    code = "wrong_task"
+
+
+class NotAuthenticated(TrefoilError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ModelNotFound(TrefoilError):
+    status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(TrefoilError):
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+
+
+class QueueFull(TrefoilError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retry_after_s = 1
+
+
+class ModelLoading(TrefoilError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "model_loading"
+    retry_after_s = 2
+
+
+class EngineLost(TrefoilError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "engine_lost"
+    retry_after_s = 2

@@ -1,0 +1,49 @@
+"""Prometheus names and counters, in one place. The meanings are vLLM's, so its dashboards work with our prefix."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+ITL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
+E2E_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 240.0, 480.0)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+LABEL = ("model_name",)
+
+
+class Metrics:
+    """All metrics of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.running = self._gauge("num_requests_running", "Sequences in the running batch.")
+        self.waiting = self._gauge("num_requests_waiting", "Sequences waiting for a place.")
+        self.cache_usage = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 1 is all.")
+        self.prefix_queries = self._counter("prefix_cache_queries", "Tokens looked up in the prefix cache.")
+        self.prefix_hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
+        self.preemptions = self._counter("num_preemptions", "Sequences pre-empted for want of pages.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens taken in.")
+        self.generated_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.finished = self._counter("request_success", "Requests that ended, by reason.", (*LABEL, "finished_reason"))
+        self.restarts = self._counter("engine_restarts", "Engine processes started again after a loss.")
+        self.time_to_first_token = self._histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_S)
+        self.inter_token_latency = self._histogram("inter_token_latency_seconds", "Between two tokens.", ITL_S)
+        self.e2e_latency = self._histogram("e2e_request_latency_seconds", "Arrival to end.", E2E_S)
+        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
+        self.request_generated_tokens = self._histogram(
+            "request_generation_tokens", "Generated tokens of an answer.", TOKENS
+        )
+        self.http_requests = self._counter("http_requests", "Responses by route and status.", ("route", "status"))
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"trefoil:{name}", text, LABEL, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = LABEL) -> Counter:
+        return Counter(f"trefoil:{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"trefoil:{name}", text, LABEL, buckets=buckets, registry=self.registry)

@@ -1,0 +1,76 @@
+"""One frozen Settings, finished at birth. Only `cli` fills it, from flags and TREFOIL_<FLAG> variables."""
+
+import re
+from dataclasses import dataclass
+
+from trefoil.errors import InvalidSetting
+
+UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+DEFAULT_ROWS = {"cpu": 512, "cuda": 8192}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model to serve: the name clients use, and a folder or Hub id."""
+
+    name: str
+    source: str
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelSource":
+        """`name=folder`, or a folder or Hub id whose last part is the name."""
+        name, equals, source = text.partition("=")
+        if not equals:
+            return cls(text.rstrip("/").rpartition("/")[2] if text.startswith(("/", ".", "~")) else text, text)
+        if not name or not source:
+            raise InvalidSetting("MODEL", text, "a folder, a Hub id or name=folder")
+        return cls(name, source)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the server runs. Sizes in bytes, times in seconds."""
+
+    models: tuple[ModelSource, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    device: str = "cpu"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    kv_cache_memory: int | None = None
+    memory_utilization: float = 0.5
+    enable_prefix_caching: bool = True
+    max_num_queued_reqs: int = 256
+    max_body_size: int = 16 * 2**20
+    shutdown_timeout: int = 30
+    log_json: bool = False
+
+    @property
+    def rows_per_step(self) -> int:
+        """The token budget of a step; never fewer than one row for each sequence."""
+        return self.max_num_batched_tokens or max(DEFAULT_ROWS[self.device], self.max_num_seqs)
+
+    def __post_init__(self) -> None:
+        names = [model.name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidSetting("MODEL", name, "names that differ; use name=folder")
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
+            raise InvalidSetting(
+                "--max-num-batched-tokens",
+                str(self.max_num_batched_tokens),
+                f"at least --max-num-seqs, which is {self.max_num_seqs}",
+            )
+
+
+def parse_bytes(flag: str, text: str) -> int:
+    """`2GiB`, `512M`, `1000000`: a number of bytes. Raises InvalidSetting naming the flag."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    unit = match and UNITS.get(match[2] if match[2] in UNITS else match[2].removesuffix("b"))
+    if not match or not unit or float(match[1]) <= 0:
+        raise InvalidSetting(flag, text, "a size such as 512MiB, 2GiB or 1000000")
+    return int(float(match[1]) * unit)

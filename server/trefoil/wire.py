@@ -1,0 +1,159 @@
+"""Messages between the API and an engine process: ids go down, ids come up; text exists only in the API.
+
+The API sends one Command a message; the engine answers with one Batch a step. Every Generate gets, for each of its
+`n` answers, any number of Tokens and then exactly one Done, or one Failed for the whole request.
+"""
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens. `top_k` 0 and `top_p`, `typical_p` 1 mean all; `logprobs` counts alternatives wanted."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Continue `ids`; a lower `priority` goes first."""
+
+    id: str
+    ids: list[int]
+    params: SamplingParams
+    priority: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Forget a request, or one of its answers; what is unknown or done already is no error."""
+
+    id: str
+    index: int | None = None
+
+
+Command = Generate | Abort
+
+
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of a token under the model's own distribution, its rank from 1, and the likeliest others."""
+
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+class Tokens(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """New ids of one answer, with a score each where they were asked for."""
+
+    id: str
+    index: int
+    ids: list[int]
+    scores: list[TokenScore] = []
+
+
+class PromptScores(msgspec.Struct, frozen=True, tag=True):
+    """Scores of the next prompt tokens in order, the first token having none."""
+
+    id: str
+    scores: list[TokenScore]
+
+
+class Done(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The end of one answer. `stop_id`: the token that ended it, already sent in Tokens."""
+
+    id: str
+    index: int
+    reason: str
+    stop_id: int | None = None
+    cached_len: int = 0
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request that the engine could not serve."""
+
+    id: str
+    message: str
+
+
+Event = Tokens | PromptScores | Done | Failed
+
+
+class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The engine's gauges and running totals after a step."""
+
+    running: int = 0
+    waiting: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+    slots_filled: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class Checked(msgspec.Struct, frozen=True, tag=True):
+    """The model folder is sound; its weights are being read."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The model cannot be served; one line says why. The process ends."""
+
+    message: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine can answer; what the API must know of it."""
+
+    kind: str
+    architecture: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    page_size: int
+    num_pages: int
+
+
+class Batch(msgspec.Struct, frozen=True, tag=True):
+    """All that one step brought."""
+
+    events: list[Event]
+    stats: Stats
+
+
+Message = Checked | Refused | Ready | Batch
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How to start an engine process."""
+
+    name: str
+    folder: str
+    inbox: str
+    outbox: str
+    device: str = "cpu"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    page_size: int = 16
+    kv_cache_bytes: int | None = None
+    memory_share: float = 0.5
+    prefix_caching: bool = True
+    threads: int | None = None
+    log_json: bool = False
