@@ -1,6 +1,5 @@
 """`trefoil serve`: the only reader of flags and TREFOIL_<FLAG> variables. A wrong value is one line, exit status 2."""
 
-import asyncio
 import sys
 from importlib.resources import files
 from typing import Annotated, Literal
@@ -110,9 +109,11 @@ def serve(
         shutdown_timeout=shutdown_timeout,
         log_json=log_json,
     )
+    import uvloop
+
     from trefoil.api.server import run  # the process choice: a shell command needs no server
 
-    raise typer.Exit(asyncio.run(run(settings)))
+    raise typer.Exit(uvloop.run(run(settings)))
 
 
 def model_sources(given: list[str], served_name: str | None) -> tuple[ModelSource, ...]:

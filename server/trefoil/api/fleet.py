@@ -110,8 +110,10 @@ class Fleet:
 
     async def off_loop(self, size: int, work: Callable[[], T]) -> T:
         """Do text work of `size` characters, in a thread where it is long."""
-        if size <= INLINE_CHARS:
-            return work()
+        return work() if size <= INLINE_CHARS else await self.in_thread(work)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do text work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _keep(self, model: ServedModel, checked: asyncio.Future[None]) -> None:
@@ -203,9 +205,9 @@ def engine_spec(model: ServedModel, settings: Settings, *, folder: str, tag: str
 
 
 async def start_process(spec: wire.EngineSpec) -> asyncio.subprocess.Process:
-    """A fresh interpreter running the engine; the spec goes in by standard input."""
+    """A fresh interpreter running the engine; the spec goes in by standard input, the name only shows it in `ps`."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "trefoil.engine.process", stdin=asyncio.subprocess.PIPE
+        sys.executable, "-m", "trefoil.engine.process", spec.name, stdin=asyncio.subprocess.PIPE
     )
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(spec))

@@ -1,8 +1,9 @@
 """From a prompt to its TextStream: what every generating route shares."""
 
+import asyncio
 import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trefoil import wire
@@ -10,7 +11,10 @@ from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.schemas import GenerationParams
 from trefoil.api.text_stream import ScoredToken, TextStream
 from trefoil.errors import InvalidRequest
+from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.tokenizer import Tokenizer
+
+TEMPLATE_TIMEOUT_S = 5.0
 
 _numbers = itertools.count()
 
@@ -18,6 +22,30 @@ _numbers = itertools.count()
 def new_id(prefix: str) -> str:
     """An id as OpenAI writes them."""
     return f"{prefix}-{uuid.uuid4().hex}"
+
+
+async def render_chat(
+    fleet: Fleet,
+    model: ServedModel,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool,
+    extra: Mapping[str, Any] | None,
+) -> str:
+    """The conversation as the model's template writes it. Raises InvalidRequest where the template refuses it.
+
+    A template is a program from somebody else's folder: it runs in a sandbox, in a thread, and is not waited for long.
+    """
+    try:
+        rendering = fleet.in_thread(
+            lambda: model.tokenizer.render_chat(messages, add_generation_prompt=add_generation_prompt, extra=extra)
+        )
+        return await asyncio.wait_for(rendering, TEMPLATE_TIMEOUT_S)
+    except TimeoutError:
+        message = f"the model's chat template did not finish in {TEMPLATE_TIMEOUT_S} s"
+        raise InvalidRequest(message, param="messages") from None
+    except ChatTemplateError as error:
+        raise InvalidRequest(f"the model's chat template refused the messages: {error}", param="messages") from error
 
 
 async def encode_prompt(

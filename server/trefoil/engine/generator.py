@@ -42,6 +42,7 @@ class Generator:
         if max(request.ids) >= self.vocab_size or min(request.ids) < 0:
             return [wire.Failed(request.id, f"token ids must be below {self.vocab_size}")]
         self._arrivals += 1
+        self.scheduler.totals.prompt_tokens += len(request.ids)
         leader, *siblings = [self._sequence(request, index) for index in range(request.params.n)]
         leader.siblings = siblings
         self.scheduler.add(leader)
@@ -94,7 +95,7 @@ class Generator:
             params=params,
             priority=request.priority,
             arrival=self._arrivals,
-            random=np.random.Generator(np.random.Philox(key=[seed, index])),
+            random=np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))),
             # keys rotated for another prompt length are other keys: such prompts share only with their own length
             salt=b"%d" % len(request.ids) if pivot is not None and len(request.ids) > pivot else b"",
         )

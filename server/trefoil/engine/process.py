@@ -25,6 +25,7 @@ log = structlog.get_logger()
 IDLE_POLL_MS = 500
 PR_SET_PDEATHSIG = 1
 EXIT_REFUSED = 3
+EXIT_FAILED = 4
 
 
 @dataclass(slots=True)
@@ -94,7 +95,11 @@ def main() -> None:
         line.say(wire.Refused(str(error)))
         context.destroy(linger=2000)
         raise SystemExit(EXIT_REFUSED) from None
-    serve(line, generator, parent)
+    try:
+        serve(line, generator, parent)
+    except Exception:
+        log.exception("engine_failed", model=spec.name)  # the fleet fails our requests and starts us again
+        raise SystemExit(EXIT_FAILED) from None
 
 
 if __name__ == "__main__":

@@ -137,7 +137,6 @@ class Scheduler:
         sequence.computed = len(shared) * self.pool.page_size
         if not sequence.num_outputs and not sequence.index:
             sequence.cached_len = sequence.computed
-            self.totals.prompt_tokens += sequence.prompt_len
         self.totals.prefix_queries += len(sequence.ids)
         self.totals.prefix_hits += sequence.computed
         return True

@@ -10,12 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body
+from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, render_chat
 from trefoil.api.schemas import MAX_TOP, GenerationParams, Text, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
 from trefoil.api.text_stream import ScoredToken, TextStream
 from trefoil.errors import InvalidRequest
-from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -91,18 +90,13 @@ async def chat(body: ChatRequest, request: Request, models: Models) -> Response:
 
 async def _prompt(fleet: Fleet, model: ServedModel, body: ChatRequest) -> list[int]:
     """Render the conversation and encode it; the template writes all special tokens itself."""
-    messages = [message.rendered() for message in body.messages]
-    size = sum(len(message["content"]) for message in messages)
-    should_prompt = body.add_generation_prompt is not False
-    try:
-        text = await fleet.off_loop(
-            size,
-            lambda: model.tokenizer.render_chat(
-                messages, add_generation_prompt=should_prompt, extra=body.chat_template_kwargs
-            ),
-        )
-    except ChatTemplateError as error:
-        raise InvalidRequest(f"the model's chat template refused the messages: {error}", param="messages") from error
+    text = await render_chat(
+        fleet,
+        model,
+        [message.rendered() for message in body.messages],
+        add_generation_prompt=body.add_generation_prompt is not False,
+        extra=body.chat_template_kwargs,
+    )
     return await encode_prompt(fleet, model, text, param="messages", add_special_tokens=False)
 
 

@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models
+from trefoil.api.generation import render_chat
 from trefoil.api.routes.openai.chat import Message
 from trefoil.api.schemas import Text, TokenId
 from trefoil.errors import InvalidRequest
-from trefoil_models.chat_template import ChatTemplateError
 
 router = APIRouter()
 
@@ -38,18 +38,16 @@ async def tokenize(body: TokenizeRequest, models: Models) -> dict[str, Any]:
     """A text's tokens, or those of a conversation after the chat template."""
     if (body.text is None) == (body.messages is None):
         raise InvalidRequest("give either text or messages", param="text" if body.text is None else "messages")
-    tokenizer = models.find(body.model).tokenizer
-    text = body.text
+    model = models.find(body.model)
+    tokenizer, text = model.tokenizer, body.text
     if text is None:
-        messages = [message.rendered() for message in body.messages or []]
-        try:
-            text = tokenizer.render_chat(
-                messages, add_generation_prompt=body.add_generation_prompt, extra=body.chat_template_kwargs
-            )
-        except ChatTemplateError as error:
-            raise InvalidRequest(
-                f"the model's chat template refused the messages: {error}", param="messages"
-            ) from error
+        text = await render_chat(
+            models,
+            model,
+            [message.rendered() for message in body.messages or []],
+            add_generation_prompt=body.add_generation_prompt,
+            extra=body.chat_template_kwargs,
+        )
     # a template writes its special tokens itself
     has_special = body.add_special_tokens if body.add_special_tokens is not None else body.messages is None
     found = await models.off_loop(len(text), lambda: tokenizer.encode(text, add_special_tokens=has_special))

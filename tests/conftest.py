@@ -1,0 +1,31 @@
+"""What every test lives in: no network, one compute thread each, and on request fresh memory full of NaN."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported, and for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty, empty_like and their kin hand out NaN, so that reading what was never written shows."""
+    import torch  # here: the API's tests run without it
+
+    def filled(make: Callable[..., Any]) -> Callable[..., Any]:
+        def fresh(*args: Any, **kwargs: Any) -> Any:
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point():
+                tensor.detach().fill_(torch.nan)
+            return tensor
+
+        return fresh
+
+    for owner, names in ((torch, ("empty", "empty_like", "empty_strided")), (torch.Tensor, ("new_empty",))):
+        for name in names:
+            monkeypatch.setattr(owner, name, filled(getattr(owner, name)))

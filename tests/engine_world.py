@@ -1,0 +1,71 @@
+"""A generator over a tiny checkpoint, and a plain way to run requests through it to the end."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from trefoil_models import checkpoint
+
+from trefoil import wire
+from trefoil.engine.generator import Generator
+from trefoil.engine.memory import MemoryPlan
+from trefoil.engine.startup import build_generator
+
+
+def generator(
+    folder: Path,
+    *,
+    pages: int = 512,
+    page_size: int = 4,
+    seqs: int = 32,
+    rows: int = 64,
+    prefix_caching: bool = True,
+    never: Sequence[int] = (),
+) -> Generator:
+    """A float32 engine without a process."""
+    model = checkpoint.load(folder, dtype=torch.float32)
+    memory = MemoryPlan(pages, page_size, 1, max_model_len=min(model.config.longest, pages * page_size))
+    return build_generator(
+        model,
+        memory,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=rows,
+        prefix_caching=prefix_caching,
+        never=list(never),
+    )
+
+
+def request(name: str, ids: Sequence[int], max_tokens: int = 8, **params: Any) -> wire.Generate:
+    """Greedy unless `params` say otherwise."""
+    priority = params.pop("priority", 0)
+    params.setdefault("temperature", 0.0)
+    return wire.Generate(name, list(ids), wire.SamplingParams(max_tokens=max_tokens, **params), priority)
+
+
+def finish(engine: Generator, limit: int = 5000) -> list[wire.Event]:
+    """Step until nothing is left; the books are checked after every step."""
+    events: list[wire.Event] = []
+    for _ in range(limit):
+        if not engine.has_work:
+            assert engine.scheduler.pool.num_used == 0
+            return events
+        events += engine.step()
+        engine.check_books()
+    raise AssertionError("the engine did not finish")
+
+
+def run(engine: Generator, requests: Iterable[wire.Generate]) -> dict[tuple[str, int], list[int]]:
+    """The ids of every answer, by request and index."""
+    for one in requests:
+        assert engine.submit(one) == []
+    return answers(finish(engine))
+
+
+def answers(events: Iterable[wire.Event]) -> dict[tuple[str, int], list[int]]:
+    """Token ids gathered from events."""
+    gathered: dict[tuple[str, int], list[int]] = {}
+    for event in events:
+        if isinstance(event, wire.Tokens):
+            gathered.setdefault((event.id, event.index), []).extend(event.ids)
+    return gathered
