@@ -1,0 +1,277 @@
+"""A folder's tokenizer files, whichever kind it has, into the parts of a `Tokenizer`; imports no torch.
+
+Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or SentencePiece's `tokenizer.model`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from trefoil_models.sentencepiece_model import DummyPrefix, SentencePieceModel, build
+
+# How Qwen2 cuts text before BPE (GPT-2's way, save that every digit stands alone and newlines stay with punctuation).
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class TokenizerError(ValueError):
+    """A model folder whose tokenizer files are missing or damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The tokens with a part to play, by name, and what the tokenizer puts around each text."""
+
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | None = None
+    unk: str | None = None
+    others: tuple[str, ...] = ()
+    add_bos: bool | None = None  # None: the folder does not say
+    add_eos: bool | None = None
+
+    def all(self) -> list[str]:
+        """Every token with a role: the special ones."""
+        return list(dict.fromkeys([*self.named().values(), *self.others]))
+
+    def named(self) -> dict[str, str]:
+        """The tokens that templates know by name."""
+        named = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad, "unk_token": self.unk}
+        return {name: token for name, token in named.items() if token is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a folder's files give: the library's tokenizer, the tokens with a part to play, prefix and chat template."""
+
+    backend: tokenizers.Tokenizer
+    roles: Roles
+    prefix: DummyPrefix | None = None
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """tokenizer_config.json with the older files beside it, and what they say about single tokens."""
+
+    values: Mapping[str, object]
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Config":
+        values = {**_json(folder, "special_tokens_map.json"), **_json(folder, "tokenizer_config.json")}
+        listed = values.get("added_tokens_decoder")
+        if isinstance(listed, Mapping):
+            return cls(values, {_place(place): _added_token(token) for place, token in listed.items()})
+        old = {place: AddedToken(token, special=False) for token, place in _json(folder, "added_tokens.json").items()}
+        return cls(values, {place: token for place, token in old.items() if isinstance(place, int)})
+
+    @property
+    def family(self) -> str:
+        """The class that transformers would use, without the "Fast" of older releases."""
+        return str(self.values.get("tokenizer_class") or "").removesuffix("Fast")
+
+    def token(self, name: str) -> str | None:
+        return _content(self.values.get(name))
+
+    def flag(self, name: str) -> bool | None:
+        value = self.values.get(name)
+        return value if isinstance(value, bool) else None
+
+    def roles(self) -> Roles:
+        others = self.values.get("extra_special_tokens") or self.values.get("additional_special_tokens")
+        listed = [value for name, value in self.values.items() if name.endswith("_token")]
+        listed += others.values() if isinstance(others, Mapping) else others if isinstance(others, list) else []
+        return Roles(
+            bos=self.token("bos_token"),
+            eos=self.token("eos_token"),
+            pad=self.token("pad_token"),
+            unk=self.token("unk_token"),
+            others=tuple(content for token in listed if (content := _content(token)) is not None),
+            add_bos=self.flag("add_bos_token"),
+            add_eos=self.flag("add_eos_token"),
+        )
+
+    def template(self, folder: Path) -> str | None:
+        """The chat template: a file of its own before the config's, of several the one named "default"."""
+        if (path := folder / "chat_template.jinja").is_file():
+            return path.read_text("utf-8", errors="replace")
+        stored = self.values.get("chat_template")
+        if isinstance(stored, list):
+            named = [entry for entry in stored if isinstance(entry, Mapping) and entry.get("name") == "default"]
+            stored = named[0].get("template") if named else None
+        return stored if isinstance(stored, str) else None
+
+    def with_defaults(self, defaults: Mapping[str, str | None]) -> "_Config":
+        """The same, where the folder leaves a token unnamed with the name that its kind of tokenizer gives it."""
+        return _Config({**defaults, **self.values}, self.added)
+
+
+def read_parts(folder: Path) -> Parts:
+    """The parts of a folder's tokenizer. Raises TokenizerError where there is none that can be read."""
+    config = _Config.read(folder)
+    for names, read in _SOURCES.items():
+        if all((folder / name).is_file() for name in names):
+            return replace(read(folder, config), template=config.template(folder))
+    expected = "; or ".join(" with ".join(names) for names in _SOURCES)
+    raise TokenizerError(f"{folder.name}: no tokenizer found; expected {expected}")
+
+
+def _from_json(folder: Path, config: _Config) -> Parts:
+    """The library's own file, which says all but the roles; it also rules over the config's add_bos_token: false."""
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises no narrower type
+        raise TokenizerError(
+            f"tokenizer.json: expected a tokenizer that the tokenizers library reads: {error}"
+        ) from error
+    backend.no_padding()
+    backend.no_truncation()
+    roles = config.roles()
+    _add_tokens(backend, config, roles)
+    present = backend.post_processor
+    if present is None or present.num_special_tokens_to_add(False) == 0:
+        _frame(backend, roles)
+    return Parts(backend, roles)
+
+
+def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
+    """GPT-2's files, also used by RoBERTa, BART and Qwen2."""
+    if "Ġ" not in _json(folder, "vocab.json"):
+        raise TokenizerError("vocab.json: expected a byte-level BPE vocabulary, where a space is written Ġ")
+    try:
+        backend = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the library raises no narrower type
+        raise TokenizerError(f"merges.txt: expected one pair of vocab.json's tokens a line: {error}") from error
+    spaced = config.flag("add_prefix_space") is True
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    backend.decoder = decoders.ByteLevel()
+    if config.family == "Qwen2Tokenizer":
+        words = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    roles = config.with_defaults(_BYTE_PAIR_ROLES.get(config.family, _GPT2_ROLES)).roles()
+    _add_tokens(backend, config, roles)
+    if config.family in ("RobertaTokenizer", "BartTokenizer"):
+        sep, cls = ((token, _required(backend, token)) for token in (roles.eos or "</s>", roles.bos or "<s>"))
+        backend.post_processor = processors.RobertaProcessing(sep, cls, True, spaced)
+    else:
+        _frame(backend, roles)
+    return Parts(backend, roles)
+
+
+def _from_sentencepiece(folder: Path, config: _Config) -> Parts:
+    """LLaMA's file: a text begins with bos unless the config says no."""
+    try:
+        model = SentencePieceModel.parse((folder / "tokenizer.model").read_bytes())
+        model = model.renamed({place: token.content for place, token in config.added.items()})
+        if config.flag("add_prefix_space") is False:
+            model = model.without_prefix()
+        backend = build(model)
+    except Exception as error:  # the library raises no narrower type
+        raise TokenizerError(f"tokenizer.model: expected a SentencePiece BPE or Unigram model: {error}") from error
+    names = {f"{part}_token": model.token(part) for part in ("bos", "eos", "pad", "unk")}
+    roles = config.with_defaults(names).roles()
+    if roles.add_bos is None:
+        roles = replace(roles, add_bos=True)
+    _add_tokens(backend, config, roles)
+    _frame(backend, roles)
+    if not model.has_dummy_prefix:
+        return Parts(backend, roles)
+    controls = {token.content for token in backend.get_added_tokens_decoder().values()} - model.user_defined()
+    return Parts(backend, roles, DummyPrefix.around(controls, legacy=config.flag("legacy") is not False))
+
+
+_SOURCES = {
+    ("tokenizer.json",): _from_json,
+    ("vocab.json", "merges.txt"): _from_byte_pairs,
+    ("tokenizer.model",): _from_sentencepiece,
+}
+
+_GPT2_ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+_ROBERTA_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+_BYTE_PAIR_ROLES = {
+    "Qwen2Tokenizer": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    "RobertaTokenizer": _ROBERTA_ROLES,
+    "BartTokenizer": _ROBERTA_ROLES,
+}
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, roles: Roles) -> None:
+    """Give the backend the config's added tokens, and mark those special that have a role."""
+    for place, token in sorted(config.added.items()):
+        if token.content not in _contents(backend, special=False):
+            backend.add_tokens([token])
+            if backend.token_to_id(token.content) != place:
+                raise TokenizerError(f"tokenizer_config.json: the added token {token.content!r} cannot have id {place}")
+    special = _contents(backend, special=True)
+    known = [token for token in roles.all() if backend.token_to_id(token) is not None and token not in special]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in known])
+
+
+def _contents(backend: tokenizers.Tokenizer, *, special: bool) -> set[str]:
+    """The added tokens the backend has, or only its special ones."""
+    added = backend.get_added_tokens_decoder().values()
+    return {token.content for token in added if token.special or not special}
+
+
+def _frame(backend: tokenizers.Tokenizer, roles: Roles) -> None:
+    """Put bos before and eos behind each text, as far as the folder asks for them."""
+    before = [roles.bos] if roles.add_bos and roles.bos else []
+    behind = [roles.eos] if roles.add_eos and roles.eos else []
+    if not before + behind:
+        return
+    template = processors.TemplateProcessing(
+        single=[*before, "$A", *behind],
+        special_tokens=[(token, _required(backend, token)) for token in {*before, *behind}],
+    )
+    present = backend.post_processor
+    backend.post_processor = template if present is None else processors.Sequence([present, template])
+
+
+def _required(backend: tokenizers.Tokenizer, token: str) -> int:
+    token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise TokenizerError(f"tokenizer_config.json: {token!r} is to be put around texts but is no token of the model")
+    return token_id
+
+
+def _json(folder: Path, name: str) -> dict[str, object]:
+    """A JSON object of the folder; empty where the file is not there."""
+    path = folder / name
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{name}: expected JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise TokenizerError(f"{name}: expected a JSON object")
+    return values
+
+
+def _content(token: object) -> str | None:
+    """The text of a token that is written as a string or as {"content": ...}."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
+
+
+def _place(place: object) -> int:
+    if not str(place).isdecimal():
+        raise TokenizerError(f"tokenizer_config.json: expected the ids of added tokens as numbers, not {place!r}")
+    return int(str(place))
+
+
+def _added_token(token: object) -> AddedToken:
+    content = _content(token)
+    if content is None:
+        raise TokenizerError("tokenizer_config.json: expected every added token to have a content")
+    flags = token if isinstance(token, Mapping) else {}
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(content, **{name: flags[name] for name in names if isinstance(flags.get(name), bool)})
