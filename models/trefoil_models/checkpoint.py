@@ -119,8 +119,7 @@ def inspect(folder: Path) -> Blueprint:
     has_head = "lm_head.weight" in weights.files
     if not has_head and not config.is_tied:
         raise CheckpointError("tensor lm_head.weight is missing, and config.json does not tie it to the embedding")
-    with torch.device("meta"):
-        model: Model = family.Model(config, is_tied=not has_head)
+    model = _hollow(family, config, is_tied=not has_head)
     return Blueprint(model_folder, model, weights, _match(model, weights))
 
 
@@ -181,6 +180,16 @@ def _family(model_type: str) -> Any:
             f"config.json: model_type = {model_type!r} is not supported; known: {', '.join(known_families())}"
         )
     return import_module(f"trefoil_models.families.{name}")
+
+
+def _hollow(family: Any, config: ModelConfig, *, is_tied: bool) -> Model:
+    """The modules with shapes but no memory."""
+    try:
+        with torch.device("meta"):
+            model: Model = family.Model(config, is_tied=is_tied)
+    except RuntimeError as error:  # a size in bytes beyond 64 bits
+        raise CheckpointError(f"config.json asks for tensors that no machine holds: {error}".splitlines()[0]) from error
+    return model
 
 
 def _refuse_unimplemented(keys: Keys) -> None:

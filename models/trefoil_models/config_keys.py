@@ -6,6 +6,8 @@ from typing import Any
 
 MOST = 2**31 - 1
 """No size in a config is larger: what is, is a mistake."""
+MOST_LAYERS = 1000
+"""The largest published model has 126; what loops over layers must end."""
 MOST_NUMBER = 1e18
 """Nor any other number, which keeps infinity and NaN out too; rope_theta has been seen above 2**31."""
 
@@ -35,11 +37,11 @@ class Keys:
             raise self._wrong(name, value, "a whole number")
         return value
 
-    def size(self, name: str, default: int | None = None) -> int:
+    def size(self, name: str, default: int | None = None, *, most: int = MOST) -> int:
         """A whole number of at least 1."""
         value = self.integer(name, default)
-        if value < 1:
-            raise self._wrong(name, value, "at least 1")
+        if not 1 <= value <= most:
+            raise self._wrong(name, value, f"from 1 to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -82,17 +82,17 @@ def find_folder(source: str) -> Path:
     Raises CheckpointError naming what was asked for and why it could not be had.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return path.resolve()
     if path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise CheckpointError(f"no such model folder: {source}")
+        raise CheckpointError(f"no such model folder: {source!r}")
     try:
         folder = Path(snapshot_download(source, allow_patterns=FILES_WANTED))
         if not any(folder.glob("*.safetensors")):
             snapshot_download(source, allow_patterns=["*.bin"])
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{source} is no local folder and could not be downloaded: {reason}") from error
+        raise CheckpointError(f"{source!r} is no local folder and could not be downloaded: {reason}") from error
     return folder
 
 

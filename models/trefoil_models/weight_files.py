@@ -98,7 +98,7 @@ def _open_shards(folder: Path, index_name: str, opener: type[SafetensorsFile] | 
         raise CheckpointError(f"{index_name} has no weight_map of tensor names to files")
     shards: dict[str, WeightFile] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
+        if shard in ("", "..") or Path(shard).name != shard:
             raise CheckpointError(f"{index_name} names a file outside the folder: {shard!r}")
         if not (folder / shard).is_file():
             raise CheckpointError(f"{shard} is missing in {folder}, though {index_name} names it")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import NextToken
 from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
 
@@ -46,7 +46,7 @@ def read_config(keys: Keys) -> Config:
         vocab_size=keys.size("vocab_size", 50257),
         width=width,
         inner=keys.size("n_inner", 4 * width),
-        num_layers=keys.size("n_layer", keys.size("num_hidden_layers", 12)),
+        num_layers=keys.size("n_layer", keys.size("num_hidden_layers", 12), most=MOST_LAYERS),
         heads=heads,
         longest=keys.size("n_positions", keys.size("max_position_embeddings", keys.size("n_ctx", 1024))),
         eps=keys.number("layer_norm_epsilon", 1e-5),

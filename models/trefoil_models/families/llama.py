@@ -14,7 +14,7 @@ from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import rotary
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import NextToken
 from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary, Scaling, read_scaling
@@ -83,7 +83,7 @@ def read_dense(
     scaling = read_scaling(keys, head_dim=head_dim, max_positions=keys.size("max_position_embeddings", max_positions))
     if scaling.width != head_dim:
         raise CheckpointError("config.json: partial_rotary_factor is not implemented for this family")
-    num_layers = keys.size("num_hidden_layers")
+    num_layers = keys.size("num_hidden_layers", most=MOST_LAYERS)
     return Config(
         vocab_size=keys.size("vocab_size"),
         width=width,
@@ -106,7 +106,7 @@ def read_dense(
 
 def read_layer_windows(keys: Keys, window: int | None) -> tuple[int | None, ...]:
     """One entry a layer by `layer_types`, whose sliding layers see `window` keys. Raises CheckpointError."""
-    kinds, num_layers = keys.strings("layer_types"), keys.size("num_hidden_layers")
+    kinds, num_layers = keys.strings("layer_types"), keys.size("num_hidden_layers", most=MOST_LAYERS)
     if len(kinds) != num_layers or not set(kinds) <= set(LAYER_TYPES):
         raise CheckpointError(f"config.json: layer_types must be {num_layers} of {LAYER_TYPES}, got {kinds}")
     if window is None and "sliding_attention" in kinds:

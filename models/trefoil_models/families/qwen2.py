@@ -1,6 +1,6 @@
 """Qwen 1.5, 2 and 2.5 (`qwen2`; arXiv 2407.10671): llama with biases on q, k and v, and windows above a layer."""
 
-from trefoil_models.config_keys import Keys
+from trefoil_models.config_keys import MOST_LAYERS, Keys
 from trefoil_models.families.llama import Config, Model, read_dense, read_layer_windows
 
 __all__ = ["Config", "Model", "read_config", "read_windows"]
@@ -13,7 +13,7 @@ def read_config(keys: Keys) -> Config:
 
 def read_windows(keys: Keys) -> tuple[int | None, ...]:
     """One window a layer: by `layer_types`, else from `max_window_layers` on, where `use_sliding_window` says so."""
-    num_layers = keys.size("num_hidden_layers")
+    num_layers = keys.size("num_hidden_layers", most=MOST_LAYERS)
     has_windows = keys.flag("use_sliding_window", False) and not keys.is_null("sliding_window")
     window = keys.size("sliding_window", 4096) if has_windows else None
     if "layer_types" in keys:

@@ -1,0 +1,49 @@
+"""Rotary positions turn heads as transformers does, in part of the head too."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from closeness import assert_close
+from trefoil_kernels.rotary import rotary
+
+
+def tables(T: int, R: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    angles_TR = torch.arange(3, 3 + T)[:, None] * 10000.0 ** -(torch.arange(R // 2) / (R // 2))
+    return angles_TR.cos().to(device), angles_TR.sin().to(device)
+
+
+def published(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """transformers' own, in float32."""
+    cos, sin = (torch.cat([x, x], -1)[None] for x in (cos_TR, sin_TR))
+    turned, _ = apply_rotary_pos_emb(x_THD.float()[None], x_THD.float()[None], cos, sin, unsqueeze_dim=2)
+    return turned[0].to(x_THD.dtype)
+
+
+@pytest.mark.parametrize("T", [1, 63])
+@pytest.mark.parametrize("D", [2, 8, 60, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rotary_matches_transformers(T: int, D: int, dtype: torch.dtype) -> None:
+    x_THD = torch.randn(T, 3, D).to(dtype)
+    assert_close(rotary(x_THD, *tables(T, D)), published(x_THD, *tables(T, D)))
+
+
+def test_rotary_leaves_the_rest_of_a_head_alone() -> None:
+    x_THD, turn = torch.randn(5, 3, 12), tables(5, 8)
+    turned_THD = rotary(x_THD, *turn)
+    assert torch.equal(turned_THD[..., 8:], x_THD[..., 8:])
+    assert_close(turned_THD[..., :8], published(x_THD[..., :8], *turn))
+
+
+def test_rotary_gradients_turn_back() -> None:
+    x_THD, (cos_TR, sin_TR) = torch.randn(5, 3, 8, requires_grad=True), tables(5, 8)
+    grad_THD = torch.randn(5, 3, 8)
+    (actual,) = torch.autograd.grad(rotary(x_THD, cos_TR, sin_TR), x_THD, grad_THD)
+    assert_close(actual, rotary(grad_THD, cos_TR, -sin_TR))
+
+
+@pytest.mark.gpu
+def test_rotary_matches_transformers_on_gpu(gpu: str) -> None:
+    x_THD = torch.randn(777, 8, 128, device=gpu, dtype=torch.bfloat16)
+    assert_close(rotary(x_THD, *tables(777, 128, gpu)), published(x_THD, *tables(777, 128, gpu)))
