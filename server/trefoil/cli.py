@@ -5,6 +5,7 @@ from importlib.resources import files
 from typing import Annotated, Literal
 
 import typer
+from pydantic import ValidationError
 from typer.exceptions import Abort, TyperException
 
 from trefoil import __version__
@@ -136,10 +137,19 @@ def main() -> None:
     except InvalidSetting as error:
         sys.exit(_complain(str(error)))
     except TyperException as error:
-        sys.exit(_complain(" ".join(error.format_message().split())))
+        sys.exit(_complain(_usage(error)))
     except (Abort, KeyboardInterrupt):
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage(error: TyperException) -> str:
+    """What is wrong with the command line; a wrong value stands beside its flag, its variable and what is allowed."""
+    if isinstance(error, typer.BadParameter) and error.param and isinstance(error.__cause__, ValidationError):
+        problem = error.__cause__.errors()[0]
+        allowed = problem["msg"].removeprefix("Value error, ")
+        return f"{error.param.opts[0]} (or {error.param.envvar}) {problem['input']}: {allowed}"
+    return " ".join(error.format_message().split())
 
 
 def _complain(message: str) -> int:

@@ -16,6 +16,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._of_models: list[Gauge | Counter | Histogram] = []
         self.running = self._gauge("num_requests_running", "Sequences in the running batch.")
         self.waiting = self._gauge("num_requests_waiting", "Sequences waiting for a place.")
         self.cache_usage = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 1 is all.")
@@ -35,15 +36,27 @@ class Metrics:
         )
         self.http_requests = self._counter("http_requests", "Responses by route and status.", ("route", "status"))
 
+    def introduce(self, model_name: str) -> None:
+        """Every metric of a model is there from the start, at zero."""
+        for metric in self._of_models:
+            metric.labels(model_name)
+
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"trefoil:{name}", text, LABEL, registry=self.registry)
+        gauge = Gauge(f"trefoil:{name}", text, LABEL, registry=self.registry)
+        self._of_models.append(gauge)
+        return gauge
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = LABEL) -> Counter:
-        return Counter(f"trefoil:{name}", text, labels, registry=self.registry)
+        counter = Counter(f"trefoil:{name}", text, labels, registry=self.registry)
+        if labels == LABEL:
+            self._of_models.append(counter)
+        return counter
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"trefoil:{name}", text, LABEL, buckets=buckets, registry=self.registry)
+        histogram = Histogram(f"trefoil:{name}", text, LABEL, buckets=buckets, registry=self.registry)
+        self._of_models.append(histogram)
+        return histogram

@@ -82,6 +82,7 @@ class EngineClient:
         self.ready: wire.Ready | None = None
         self._capacity, self._limit = capacity, capacity + max_queued
         self._metrics = metrics
+        metrics.introduce(name)
         self._streams: dict[str, EngineStream] = {}
         self._num_open = 0
         self._stats = wire.Stats()

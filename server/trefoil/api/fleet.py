@@ -83,7 +83,7 @@ class Fleet:
         try:
             for checked in checks:
                 await checked
-        except StartRefused:
+        except (StartRefused, asyncio.CancelledError):
             await fleet.stop()
             raise
         return fleet
@@ -97,15 +97,21 @@ class Fleet:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._sockets.cleanup()
 
-    def find(self, name: str | None) -> ServedModel:
-        """The model of that name, or the only one there is. Raises ModelNotFound, or InvalidRequest if unclear."""
+    def cut(self, why: str) -> None:
+        """Fail every running request now."""
+        for model in self.models.values():
+            model.engine.lose(why)
+
+    def find(self, *names: str | None) -> ServedModel:
+        """The model of the first name given, or the only one there is. Raises ModelNotFound, InvalidRequest."""
+        name = next((name for name in names if name is not None), None)
         if name is None:
             if len(self.models) > 1:
-                names = ", ".join(self.models)
-                raise InvalidRequest(f"several models are served; name one in `model`: {names}", param="model")
+                served = ", ".join(self.models)
+                raise InvalidRequest(f"several models are served; name one in `model`: {served}", param="model")
             return next(iter(self.models.values()))
         if name not in self.models:
-            raise ModelNotFound(f"the model {name!r} is not served here; see GET /v1/models", param="model")
+            raise ModelNotFound(f"the model {name[:80]!r} is not served here; see GET /v1/models", param="model")
         return self.models[name]
 
     async def off_loop(self, size: int, work: Callable[[], T]) -> T:

@@ -46,7 +46,7 @@ class GenerationParams(BaseModel):
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=INT64)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
@@ -58,7 +58,7 @@ class GenerationParams(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
@@ -97,14 +97,23 @@ class GenerationParams(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def refuse_unsupported(self) -> None:
-        """Raise NotImplementedHere for a field of the contract that is not there yet, unless it asks for nothing."""
+        """Raise for a field that is not there yet, unless it asks for nothing, or that has nothing to act on."""
         for name, neutral in self.NEUTRAL.items():
             value = getattr(self, name)
             if value is not None and value not in neutral:
                 raise NotImplementedHere(name)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options needs stream: true", param="stream_options")
 
     def sampling(
-        self, model: ServedModel, prompt_len: int, *, param: str, default_tokens: int | None, logprobs: int | None
+        self,
+        model: ServedModel,
+        prompt_len: int,
+        *,
+        param: str,
+        default_tokens: int | None,
+        logprobs: int | None,
+        length_param: str = "max_tokens",
     ) -> wire.SamplingParams:
         """These parameters for a prompt of `prompt_len` tokens that came in the field `param`.
 
@@ -113,7 +122,7 @@ class GenerationParams(BaseModel):
         """
         defaults = model.defaults
         return wire.SamplingParams(
-            max_tokens=self._max_tokens(model, prompt_len, param, default_tokens),
+            max_tokens=self._max_tokens(model, prompt_len, (param, length_param), default_tokens),
             temperature=_first(self.temperature, defaults.temperature, 1.0),
             top_p=_first(self.top_p, defaults.top_p, 1.0),
             top_k=max(_first(self.top_k, defaults.top_k, 0), 0),
@@ -132,25 +141,29 @@ class GenerationParams(BaseModel):
             prompt_logprobs=self.prompt_logprobs,
         )
 
-    def _max_tokens(self, model: ServedModel, prompt_len: int, param: str, default: int | None) -> int:
+    def _max_tokens(self, model: ServedModel, prompt_len: int, params: tuple[str, str], default: int | None) -> int:
+        prompt_param, length_param = params
         limit = model.ready.max_model_len
         room = limit - prompt_len
         asked = self.max_tokens
         if asked is None:
             asked = min(_first(model.defaults.max_new_tokens, default, room), room)
             if room < 1:
-                raise RequestTooLong(prompt_len, 0, limit, param=param)
+                raise RequestTooLong(prompt_len, 0, limit, param=prompt_param)
         if asked > room:
-            raise RequestTooLong(prompt_len, asked, limit, param=param if room < 1 else "max_tokens")
+            raise RequestTooLong(prompt_len, asked, limit, param=prompt_param if room < 1 else length_param)
         if (self.min_tokens or 0) > asked:
-            raise InvalidRequest(f"min_tokens {self.min_tokens} is more than max_tokens {asked}", param="min_tokens")
+            raise InvalidRequest(
+                f"min_tokens {self.min_tokens} is more than {length_param} {asked}", param="min_tokens"
+            )
         return asked
 
     def _bias(self, vocab_size: int) -> dict[int, float]:
         bias = {}
         for name, value in (self.logit_bias or {}).items():
-            if not (name.isascii() and name.isdigit() and int(name) < vocab_size):
-                raise InvalidRequest(f"logit_bias: {name!r} is no token id below {vocab_size}", param="logit_bias")
+            is_number = name.isascii() and name.isdigit() and len(name) <= len(str(vocab_size))
+            if not is_number or int(name) >= vocab_size:
+                raise InvalidRequest(f"logit_bias: {name[:20]!r} is no token id below {vocab_size}", param="logit_bias")
             bias[int(name)] = value
         return bias
 

@@ -18,25 +18,42 @@ from trefoil.settings import Settings
 
 log = structlog.get_logger()
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAST_WORDS_S = 3
+"""For error events to reach their clients once the shutdown timeout is over."""
+
 EXIT_OK = 0
 EXIT_REFUSED = 2
 
 
 class Server(uvicorn.Server):
-    """Ends with status 0 after a signal, once running requests are answered."""
+    """Ends with status 0 after a signal, once running requests are answered or their time is over."""
+
+    def __init__(self, config: uvicorn.Config, fleet: Fleet) -> None:
+        super().__init__(config)
+        self._fleet = fleet
+        self._is_cut = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             loop.add_signal_handler(number, self._leave)
         yield
 
     def _leave(self) -> None:
-        """The first signal drains; a second one does not wait."""
+        """The first signal drains, a second one does not wait for answers, a third for nothing."""
+        self.force_exit = self._is_cut
         if self.should_exit:
-            self.force_exit = True
+            self._cut()
+        else:
+            asyncio.get_running_loop().call_later(self._fleet.settings.shutdown_timeout, self._cut)
         self.should_exit = True
+
+    def _cut(self) -> None:
+        """Whoever still waits is told so, and its connection ends in order."""
+        self._is_cut = True
+        self._fleet.cut("the server is shutting down; ask again when it is back")
 
 
 async def run(settings: Settings) -> int:
@@ -47,26 +64,39 @@ async def run(settings: Settings) -> int:
     except OSError as error:
         return _refuse(f"--host {settings.host} --port {settings.port}: cannot be listened on: {error.strerror}")
     try:
-        fleet = await Fleet.start(settings, Metrics())
+        fleet = await start_fleet(settings)
     except StartRefused as error:
         listener.close()
         return _refuse(str(error))
+    except asyncio.CancelledError:
+        listener.close()
+        log.info("stopped", before="the models were read")
+        return EXIT_OK
     config = uvicorn.Config(
         create_app(fleet),
         lifespan="off",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout,
+        timeout_graceful_shutdown=settings.shutdown_timeout + LAST_WORDS_S,
     )
     host, port = listener.getsockname()[:2]
     listener.listen(2048)
     log.info("listening", url=f"http://{host}:{port}", models=",".join(fleet.models))
     try:
-        await Server(config).serve(sockets=[listener])
+        await Server(config, fleet).serve(sockets=[listener])
     finally:
         await fleet.stop()
     log.info("stopped")
     return EXIT_OK
+
+
+async def start_fleet(settings: Settings) -> Fleet:
+    """Start every engine. Raises StartRefused, or CancelledError where a signal came first."""
+    loop = asyncio.get_running_loop()
+    starting = asyncio.ensure_future(Fleet.start(settings, Metrics()))
+    for number in SIGNALS:
+        loop.add_signal_handler(number, starting.cancel)
+    return await starting
 
 
 def bind(host: str, port: int) -> socket.socket:

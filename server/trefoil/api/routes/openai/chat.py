@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, render_chat
+from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import MAX_TOP, GenerationParams, Text, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
 from trefoil.api.text_stream import ScoredToken, TextStream
 from trefoil.errors import InvalidRequest
 from trefoil_models.tokenizer import Tokenizer
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class TextPart(BaseModel):
@@ -74,18 +75,25 @@ class ChatRequest(GenerationParams):
 
 
 @router.post("/v1/chat/completions")
-async def chat(body: ChatRequest, request: Request, models: Models) -> Response:
+async def chat(body: ChatRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Answer a conversation."""
     body = body.checked()
-    model = models.find(body.model)
-    ids = await _prompt(models, model, body)
+    served = models.find(body.model, model)
+    ids = await _prompt(models, served, body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = body.sampling(model, len(ids), param="messages", default_tokens=None, logprobs=logprobs)
-    text = begin(model, ids, params, body)
-    head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model.name, "system_fingerprint": None}
+    params = body.sampling(
+        served,
+        len(ids),
+        param="messages",
+        default_tokens=None,
+        logprobs=logprobs,
+        length_param="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
+    )
+    text = begin(served, ids, params, body)
+    head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": served.name, "system_fingerprint": None}
     if body.stream:
-        return EventStream(_chunks(text, head, model.tokenizer, body, ids), text.close)
-    return json_response(await while_connected(request, _whole(text, head, model.tokenizer, body, ids), text.close))
+        return EventStream(_chunks(text, head, served.tokenizer, body, ids), text.close)
+    return json_response(await while_connected(request, _whole(text, head, served.tokenizer, body, ids), text.close))
 
 
 async def _prompt(fleet: Fleet, model: ServedModel, body: ChatRequest) -> list[int]:

@@ -15,6 +15,7 @@ from pydantic import Field
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body
+from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import MAX_TOP, GenerationParams, Rows, Text, check_ids, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
 from trefoil.api.text_stream import Piece, ScoredToken, TextStream, Usage
@@ -22,7 +23,7 @@ from trefoil.errors import InvalidRequest
 from trefoil.wire import TokenScore
 from trefoil_models.tokenizer import Tokenizer
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 DEFAULT_TOKENS = 16
 MAX_PROMPTS = 256
@@ -84,22 +85,22 @@ class Prompt:
 
 
 @router.post("/v1/completions")
-async def complete(body: CompletionRequest, request: Request, models: Models) -> Response:
+async def complete(body: CompletionRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Continue prompts."""
     body.check()
-    model = models.find(body.model)
-    prompts = await _begin(models, model, body)
+    served = models.find(body.model, model)
+    prompts = await _begin(models, served, body)
     head = {
         "id": new_id("cmpl"),
         "object": "text_completion",
         "created": int(time.time()),
-        "model": model.name,
+        "model": served.name,
         "system_fingerprint": None,
     }
     close = partial(_close, prompts)
     if body.stream:
-        return EventStream(_chunks(prompts, head, model.tokenizer, body), close)
-    return json_response(await while_connected(request, _whole(prompts, head, model.tokenizer, body), close))
+        return EventStream(_chunks(prompts, head, served.tokenizer, body), close)
+    return json_response(await while_connected(request, _whole(prompts, head, served.tokenizer, body), close))
 
 
 async def _begin(fleet: Fleet, model: ServedModel, body: CompletionRequest) -> list[Prompt]:

@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import ServedModel
 from trefoil.api.generation import begin, encode_prompt
+from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import GenerationParams, Text
 from trefoil.api.sse import json_response
 from trefoil.api.text_stream import TextStream
 from trefoil.errors import InvalidRequest
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 MAX_TEXTS = 256
 
@@ -39,7 +40,7 @@ class PerplexityRequest(BaseModel):
 @router.post("/v1/tasks/perplexity")
 async def perplexity(body: PerplexityRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Score a text, or each of a list."""
-    served = models.find(body.model or model)
+    served = models.find(body.model, model)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     encoded = [await encode_prompt(models, served, text, param="inputs") for text in texts]
     for ids in encoded:

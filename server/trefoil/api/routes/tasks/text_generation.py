@@ -12,12 +12,13 @@ from trefoil import wire
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt
+from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import INT64, GenerationParams, StopText, Text
 from trefoil.api.sse import EventStream, event, json_response
 from trefoil.api.text_stream import Piece, TextStream
 from trefoil.errors import InvalidRequest, NotImplementedHere
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 DEFAULT_TOKENS = 100
 MAX_TEXTS = 256
@@ -30,12 +31,12 @@ class Parameters(BaseModel):
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     do_sample: bool | None = None
     temperature: Annotated[float, Field(gt=0, le=100)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     seed: Annotated[int, Field(ge=0, lt=INT64)] | None = None
     stop: Annotated[list[StopText], Field(max_length=4)] | None = None
     return_full_text: bool | None = None
@@ -93,7 +94,7 @@ async def generate(body: TextGenerationRequest, request: Request, models: Models
     body.parameters.refuse_unsupported()
     if body.stream and not isinstance(body.inputs, str):
         raise InvalidRequest("a stream continues one text, not a list", param="inputs")
-    served = models.find(body.model or model)
+    served = models.find(body.model, model)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     encoded = [await _encode(models, served, text, body.parameters) for text in texts]
     params = [_sampling(body, served, len(ids)) for ids in encoded]
@@ -143,6 +144,7 @@ def _sampling(body: TextGenerationRequest, model: ServedModel, prompt_len: int) 
         param="inputs",
         default_tokens=DEFAULT_TOKENS,
         logprobs=(parameters.top_n_tokens or 0) if wants_scores else None,
+        length_param="parameters.max_new_tokens",
     )
 
 

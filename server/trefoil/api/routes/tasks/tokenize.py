@@ -7,11 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models
 from trefoil.api.generation import render_chat
+from trefoil.api.json_route import JsonRoute
 from trefoil.api.routes.openai.chat import Message
 from trefoil.api.schemas import Text, TokenId
 from trefoil.errors import InvalidRequest
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class TokenizeRequest(BaseModel):
@@ -34,16 +35,16 @@ class DetokenizeRequest(BaseModel):
 
 
 @router.post("/v1/tokenize")
-async def tokenize(body: TokenizeRequest, models: Models) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, models: Models, model: str | None = None) -> dict[str, Any]:
     """A text's tokens, or those of a conversation after the chat template."""
     if (body.text is None) == (body.messages is None):
         raise InvalidRequest("give either text or messages", param="text" if body.text is None else "messages")
-    model = models.find(body.model)
-    tokenizer, text = model.tokenizer, body.text
+    served = models.find(body.model, model)
+    tokenizer, text = served.tokenizer, body.text
     if text is None:
         text = await render_chat(
             models,
-            model,
+            served,
             [message.rendered() for message in body.messages or []],
             add_generation_prompt=body.add_generation_prompt,
             extra=body.chat_template_kwargs,
@@ -61,9 +62,9 @@ async def tokenize(body: TokenizeRequest, models: Models) -> dict[str, Any]:
 
 
 @router.post("/v1/detokenize")
-async def detokenize(body: DetokenizeRequest, models: Models) -> dict[str, str]:
+async def detokenize(body: DetokenizeRequest, models: Models, model: str | None = None) -> dict[str, str]:
     """The text of ids."""
-    tokenizer = models.find(body.model).tokenizer
+    tokenizer = models.find(body.model, model).tokenizer
     for token_id in body.ids:
         if token_id >= tokenizer.vocab_len:
             raise InvalidRequest(f"token id {token_id} is not below the tokenizer's {tokenizer.vocab_len}", param="ids")
