@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trefoil_models import checkpoint
 
 from trefoil import wire
 from trefoil.engine.generator import Generator
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.startup import build_generator
+from trefoil_models import checkpoint
 
 
 def generator(

@@ -32,7 +32,7 @@ class Metrics:
         self.e2e_latency = self._histogram("e2e_request_latency_seconds", "Arrival to end.", E2E_S)
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", TOKENS)
         self.request_generated_tokens = self._histogram(
-            "request_generation_tokens", "Generated tokens of an answer.", TOKENS
+            "request_generation_tokens", "Generated tokens of a request.", TOKENS
         )
         self.http_requests = self._counter("http_requests", "Responses by route and status.", ("route", "status"))
 

@@ -4,10 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from engine_world import answers, finish, generator, request, run
 
+import tiny
+from engine_world import answers, finish, generator, request, run
 from trefoil import wire
 
 PROMPT_LENS = (1, 3, 4, 5, 17, 31, 32, 33)

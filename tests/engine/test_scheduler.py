@@ -74,9 +74,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, tail: list[int], shared: int, num: int, priority: int, max_tokens: int) -> None:
         self.arrivals += 1
         leader, *siblings = [
-            sequence(
-                [7] * shared + tail, arrival=self.arrivals, max_tokens=max_tokens, priority=priority, index=index
-            )
+            sequence([7] * shared + tail, arrival=self.arrivals, max_tokens=max_tokens, priority=priority, index=index)
             for index in range(num)
         ]
         leader.siblings = list(siblings)

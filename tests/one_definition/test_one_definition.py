@@ -4,17 +4,17 @@ import random
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
-from trefoil_kernels.page_write import new_pages
-from trefoil_models import checkpoint
-from trefoil_models.attend import packed_rows
 
+import tiny
 from trefoil.engine.scheduler import Chunk, Plan
 from trefoil.engine.sequence import Sequence
 from trefoil.engine.step import StepInputs
 from trefoil.wire import SamplingParams
+from trefoil_kernels.page_write import new_pages
+from trefoil_models import checkpoint
+from trefoil_models.attend import packed_rows
 
 PAGE_SIZE, NUM_PAGES, LENS = 4, 64, (1, 9, 23, 40)
 VARIANTS = {
@@ -42,9 +42,7 @@ def paged(model: checkpoint.Model, sequences: list[list[int]], dice: random.Rand
     free = list(range(NUM_PAGES))
     dice.shuffle(free)
     pages = [
-        new_pages(
-            NUM_PAGES, PAGE_SIZE, site.kv_heads, site.head_dim, dtype=torch.float32, device=torch.device("cpu")
-        )
+        new_pages(NUM_PAGES, PAGE_SIZE, site.kv_heads, site.head_dim, dtype=torch.float32, device=torch.device("cpu"))
         for site in model.sites
     ]
     for site in pages:

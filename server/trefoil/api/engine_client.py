@@ -21,6 +21,7 @@ class EngineStream:
         self.request = request
         self.started = time.monotonic()
         self.last_token: float | None = None
+        self.num_tokens = 0
         self._open = set(range(request.params.n))
         self._lost: EngineLost | None = None
         self._queue: asyncio.Queue[wire.Event | None] = asyncio.Queue()
@@ -122,6 +123,7 @@ class EngineClient:
             self._streams.pop(stream.request.id, None)
             self._metrics.e2e_latency.labels(self.name).observe(time.monotonic() - stream.started)
             self._metrics.request_prompt_tokens.labels(self.name).observe(len(stream.request.ids))
+            self._metrics.request_generated_tokens.labels(self.name).observe(stream.num_tokens)
 
     async def listen(
         self, inbox: zmq.asyncio.Socket, outbox: zmq.asyncio.Socket, on_start: Callable[[wire.Message], None]
@@ -158,6 +160,7 @@ class EngineClient:
             if stream is None:
                 continue
             if isinstance(event, wire.Tokens):
+                stream.num_tokens += len(event.ids)
                 self._clock(stream, now)
             stream.put(event)
         self._count(batch.stats)

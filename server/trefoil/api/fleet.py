@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
+LONGEST_SOCKET_FOLDER = 70
 INLINE_CHARS = 2000
 """Text up to this length is tokenised on the event loop: a thread's hop costs more."""
 
@@ -67,7 +68,7 @@ class Fleet:
         self.models = {model.name: model for model in models}
         self._threads = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="text")
         self._context = zmq.asyncio.Context()
-        self._sockets = tempfile.TemporaryDirectory(prefix="trefoil-")
+        self._sockets = tempfile.TemporaryDirectory(prefix="trefoil-", dir=socket_folder())
         self._keepers: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -171,6 +172,12 @@ class Fleet:
             for socket in (inbox, outbox):
                 socket.close(linger=0)
         return refusals[0] if refusals else f"the engine process ended with status {status}"
+
+
+def socket_folder() -> str:
+    """Where temporary files go, unless that path is too long for a socket's name, which has 107 bytes."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) < LONGEST_SOCKET_FOLDER else "/tmp"  # noqa: S108 - a private folder in it
 
 
 def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> ServedModel:

@@ -47,8 +47,8 @@ def plan_memory(
     num_pages = min(budget // page_bytes, pages_each * max_num_seqs)
     if num_pages < pages_each:
         raise CheckpointError(
-            f"--kv-cache-memory: {budget} bytes hold {num_pages * page_size} tokens, fewer than one sequence of "
-            f"{max_model_len}; give {pages_each * page_bytes} bytes or lower --max-model-len"
+            f"{budget} bytes for KV pages hold {num_pages * page_size} tokens, fewer than one sequence of "
+            f"{max_model_len}; give --kv-cache-memory {pages_each * page_bytes} or lower --max-model-len"
         )
     return MemoryPlan(num_pages, page_size, page_bytes, max_model_len)
 

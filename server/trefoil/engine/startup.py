@@ -11,7 +11,7 @@ from trefoil.engine.generator import Generator
 from trefoil.engine.memory import MemoryPlan, free_bytes, plan_memory
 from trefoil.engine.pages import PagePool
 from trefoil.engine.runner import Runner
-from trefoil.engine.scheduler import Scheduler
+from trefoil.engine.scheduler import Scheduler, Totals
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
@@ -28,17 +28,11 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Generat
     blueprint = checkpoint.inspect(Path(spec.folder))
     limit = _max_model_len(spec, blueprint)
     tokenizer = Tokenizer.load(Path(spec.folder))
-    say(wire.Checked())
     dtype = choose_dtype(spec.dtype, blueprint.folder.dtype_name, device)
+    _memory(spec, blueprint.model, limit, dtype, device)
+    say(wire.Checked())
     model = blueprint.load(dtype=dtype, device=device)
-    memory = plan_memory(
-        model.sites,
-        page_size=spec.page_size,
-        dtype=dtype,
-        budget=spec.kv_cache_bytes or int(free_bytes(device) * spec.memory_share),
-        max_model_len=limit,
-        max_num_seqs=spec.max_num_seqs,
-    )
+    memory = _memory(spec, model, limit, dtype, device)
     generator = build_generator(
         model,
         memory,
@@ -105,11 +99,12 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> torch.dtype:
 
 
 def warm_up(generator: Generator) -> None:
-    """One short request end to end, so that the first user does not pay for first calls."""
+    """One short request end to end, so that the first user does not pay for first calls; it is not counted."""
     generator.submit(wire.Generate("warm-up", [0], wire.SamplingParams(max_tokens=1, temperature=0.0)))
     while generator.has_work:
         generator.step()
     generator.check_books()
+    generator.scheduler.totals = Totals()
 
 
 def _device(name: str) -> torch.device:
@@ -123,6 +118,20 @@ def _max_model_len(spec: wire.EngineSpec, blueprint: Blueprint) -> int:
     if spec.max_model_len is not None and spec.max_model_len > longest:
         raise CheckpointError(f"--max-model-len {spec.max_model_len}: {spec.name} was made for at most {longest}")
     return spec.max_model_len or int(longest)
+
+
+def _memory(
+    spec: wire.EngineSpec, model: checkpoint.Model, limit: int, dtype: torch.dtype, device: torch.device
+) -> MemoryPlan:
+    """What is free is counted each time: before the weights to refuse in time, after them to share what is left."""
+    return plan_memory(
+        model.sites,
+        page_size=spec.page_size,
+        dtype=dtype,
+        budget=spec.kv_cache_bytes or int(free_bytes(device) * spec.memory_share),
+        max_model_len=limit,
+        max_num_seqs=spec.max_num_seqs,
+    )
 
 
 def _log_plan(name: str, memory: MemoryPlan) -> None:
