@@ -1,0 +1,118 @@
+"""Servable model folders of named shapes with random weights, for when speed is asked and sense is not.
+
+    python benchmarks/shapes.py llama-110m /some/folder
+
+Every id of the vocabulary has a text of its own, so turning ids to text costs what it costs with a real model.
+"""
+
+import argparse
+import itertools
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from trefoil_models import checkpoint
+from trefoil_models.checkpoint import DTYPES
+
+END = "<|end|>"
+END_ID = 0
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # 494M parameters, the published config.json of Qwen2.5-0.5B
+    "qwen2.5-0.5b": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    },
+    # 109.5M parameters, as the head is the embedding (134M if it were not)
+    "llama-110m": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "intermediate_size": 2048,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+    },
+    # weights drawn large, so that greedy answers wander and a mistake shows
+    "tiny": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 1000,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "initializer_range": 0.3,
+    },
+}
+
+
+def make_checkpoint(shape: str, folder: Path, dtype: torch.dtype) -> Path:
+    """Write a servable folder of that shape, the same every time, and return it."""
+    config = {**SHAPES[shape], "bos_token_id": END_ID, "eos_token_id": END_ID}
+    checkpoint.save(checkpoint.build(config, seed=0, dtype=dtype), folder, config)
+    write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
+    generation = {"bos_token_id": END_ID, "eos_token_id": END_ID}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_tokenizer(folder: Path, vocab_size: int, max_len: int) -> None:
+    """tokenizer.json and tokenizer_config.json: the end, every byte, then invented words up to `vocab_size`."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ("Ġ" + "".join(word) for word in itertools.product(string.ascii_lowercase, repeat=4))
+    tokens = [END, *letters, *itertools.islice(words, vocab_size - len(letters) - 1)]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END])
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END,
+        "eos_token": END,
+        "model_max_length": max_len,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write one folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+    given = parser.parse_args()
+    print(make_checkpoint(given.shape, given.folder, DTYPES[given.dtype]))
+
+
+if __name__ == "__main__":
+    main()
