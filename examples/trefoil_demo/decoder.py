@@ -33,7 +33,7 @@ from trefoil_models.tokenizer import Tokenizer
 SEED = 20
 NUM_THREADS = 2
 """Sums in floating point depend on how many threads share them: the same number gives the same weights."""
-NUM_DOCUMENTS = 22_000
+NUM_DOCUMENTS = 25_000
 NUM_CHATS = 45_000
 WINDOW = 256
 LONGEST_ANSWER = 40
