@@ -1,8 +1,9 @@
 """Attention over packed sequences: no padding, no batch axis, grouped query heads (Ainslie et al., arXiv 2305.13245).
 
-    out_t = sum_j softmax_j(scale * q_t . k_j) v_j        over the keys j of t's own sequence that the mask lets it see
+    out_t = sum_j softmax_j(scale * q_t . k_j + bias_tj) v_j        over the keys j of t's own sequence that t may see
 
-Query head h reads KV head h // (H / G). `reference` says it plainly; `packed_attention` is the door.
+Query head h reads KV head h // (H / G). Keys may be of another packing (cross-attention), then without mask and bias.
+`reference` says it plainly; `packed_attention` is the door.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trefoil_kernels.bias import Bias
 from trefoil_kernels.masks import Mask
 
 PAD_LIMIT = 1.25
@@ -30,34 +32,64 @@ class Packing:
         return [0, *accumulate(self.lens)]
 
 
-def reference(q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, packing: Packing, *, mask: Mask, scale: float) -> Tensor:
+def reference(
+    q_THD: Tensor,
+    k_KGD: Tensor,
+    v_KGD: Tensor,
+    packing: Packing,
+    *,
+    mask: Mask,
+    scale: float,
+    bias: Bias | None = None,
+    keys: Packing | None = None,
+) -> Tensor:
     """One sequence at a time, softmax in float32."""
-    group = q_THD.shape[1] // k_TGD.shape[1]
+    group = q_THD.shape[1] // k_KGD.shape[1]
+    keys = keys or packing
     out_THD = torch.zeros_like(q_THD)
-    for start, length in zip(packing.starts, packing.lens, strict=False):
-        own = slice(start, start + length)
-        at = torch.arange(length, device=q_THD.device)
-        k, v = (x[own].float().repeat_interleave(group, 1) for x in (k_TGD, v_TGD))  # [length, H, D]
+    for n, (length, num_keys) in enumerate(zip(packing.lens, keys.lens, strict=True)):
+        own = slice(packing.starts[n], packing.starts[n] + length)
+        seen = slice(keys.starts[n], keys.starts[n] + num_keys)
+        q_at, k_at = (torch.arange(count, device=q_THD.device) for count in (length, num_keys))
+        k, v = (x[seen].float().repeat_interleave(group, 1) for x in (k_KGD, v_KGD))  # [num_keys, H, D]
         scores = torch.einsum("qhd,khd->hqk", q_THD[own].float(), k) * scale
-        scores = scores.masked_fill(~mask.seen(at, at), -torch.inf)
+        if bias is not None:
+            scores = scores + bias.values(q_at, k_at)
+        scores = scores.masked_fill(~mask.seen(q_at, k_at), -torch.inf)
         out_THD[own] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).to(q_THD.dtype)
     return out_THD
 
 
 def packed_attention(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, packing: Packing, *, mask: Mask, scale: float
+    q_THD: Tensor,
+    k_KGD: Tensor,
+    v_KGD: Tensor,
+    packing: Packing,
+    *,
+    mask: Mask,
+    scale: float,
+    bias: Bias | None = None,
+    keys: Packing | None = None,
 ) -> Tensor:
-    """Attention of each row within its own sequence, [T, H, D]; differentiable in q, k and v."""
+    """Attention of each row within its own sequence, [T, H, D]; differentiable in q, k, v and a learned bias.
+
+    With `keys`, row t of sequence n sees all keys of that packing's sequence n, each of which has at least one;
+    `mask` must then be Mask.FULL and `bias` None.
+    """
+    assert keys is None or (mask == Mask.FULL and bias is None), "cross-attention has neither mask nor bias"
     if not len(q_THD):
         return q_THD.clone()
     if len(packing.lens) == 1:
-        return _batched(q_THD[None], k_TGD[None], v_TGD[None], packing.lens, mask, scale)[0]
+        lens = (keys or packing).lens
+        return _batched(q_THD[None], k_KGD[None], v_KGD[None], lens, mask, scale, bias)[0]
     parts, order = [], []
     for members in _alike(packing.lens):
         rows_NL = _row_table(packing, members, q_THD.device)
-        lens = tuple(packing.lens[n] for n in members)
-        out = _batched(q_THD[rows_NL], k_TGD[rows_NL], v_TGD[rows_NL], lens, mask, scale)  # [n, longest, H, D]
-        real = torch.arange(rows_NL.shape[1], device=q_THD.device) < torch.tensor(lens, device=q_THD.device)[:, None]
+        keys_NL = rows_NL if keys is None else _row_table(keys, members, q_THD.device)
+        lens = tuple((keys or packing).lens[n] for n in members)
+        out = _batched(q_THD[rows_NL], k_KGD[keys_NL], v_KGD[keys_NL], lens, mask, scale, bias)  # [n, longest, H, D]
+        own_N1 = torch.tensor([[packing.lens[n]] for n in members], device=q_THD.device)
+        real = torch.arange(rows_NL.shape[1], device=q_THD.device) < own_N1
         parts.append(out[real])
         order.append(rows_NL[real])
     back_T = torch.cat(order).argsort()
@@ -81,22 +113,30 @@ def _alike(lens: tuple[int, ...]) -> list[list[int]]:
 
 def _row_table(packing: Packing, members: list[int], device: torch.device) -> Tensor:
     """[n, longest] row numbers; beyond a sequence's end its last row again."""
-    starts, longest = packing.starts, packing.lens[members[0]]
+    starts, longest = packing.starts, max(packing.lens[n] for n in members)
     start_N1 = torch.tensor([[starts[n]] for n in members], device=device)
     last_N1 = torch.tensor([[packing.lens[n] - 1] for n in members], device=device)
     return start_N1 + torch.arange(longest, device=device)[None].minimum(last_N1)
 
 
-def _batched(q: Tensor, k: Tensor, v: Tensor, lens: tuple[int, ...], mask: Mask, scale: float) -> Tensor:
-    """[n, L, heads, D] each, right-padded; a causal mask alone keeps real rows from padding."""
-    group, longest = q.shape[2] // k.shape[2], q.shape[1]
+def _batched(
+    q: Tensor, k: Tensor, v: Tensor, lens: tuple[int, ...], mask: Mask, scale: float, bias: Bias | None
+) -> Tensor:
+    """[n, L, heads, D] queries over [n, K, heads, D] keys, right-padded; sequence n has `lens[n]` real keys.
+
+    A causal mask alone keeps real rows from padding.
+    """
+    group, num_rows, num_keys = q.shape[2] // k.shape[2], q.shape[1], k.shape[1]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [n, heads, L, D]
     if group > 1:
         k, v = (x.repeat_interleave(group, 1) for x in (k, v))
-    if mask.is_causal and mask.hides_nothing_within(longest):
+    if mask.is_causal and mask.hides_nothing_within(num_keys) and bias is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
-    at = torch.arange(longest, device=q.device)
-    seen = mask.seen(at, at)[None, None]  # [1, 1, L, L]
-    if not mask.is_causal and min(lens) < longest:
-        seen = seen & (at < torch.tensor(lens, device=q.device)[:, None])[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(1, 2)
+    q_at, k_at = (torch.arange(count, device=q.device) for count in (num_rows, num_keys))
+    seen = mask.seen(q_at, k_at)[None, None]  # [1, 1, L, K]
+    if not mask.is_causal and min(lens) < num_keys:
+        seen = seen & (k_at < torch.tensor(lens, device=q.device)[:, None])[:, None, None]
+    added = None if bias is None else bias.values(q_at, k_at).to(q.dtype)[None].masked_fill(~seen, -torch.inf)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen if added is None else added, scale=scale).transpose(
+        1, 2
+    )

@@ -1,16 +1,18 @@
 """What a model sees of the world: packed rows, and an object to attend with.
 
 A model cannot know whether it is training, prefilling or decoding: it asks `attend.own(...)` and gets an answer.
-`PackedAttend` answers from the pass itself (training); the engine's PagedAttend from its pages.
+`PackedAttend` answers from the pass itself (training, encoders); the engine's PagedAttend from its pages. An
+encoder-decoder lets its decoder's sites `remember` the encoder's keys and values once and only `recall` them later.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trefoil_kernels.bias import Bias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing, packed_attention
 
@@ -38,19 +40,53 @@ class Site:
 class Attend(Protocol):
     """Answers the attention of one pass."""
 
-    def own(self, site: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, mask: Mask, scale: float) -> Tensor:
+    def own(
+        self,
+        site: int,
+        q_THD: Tensor,
+        k_TGD: Tensor,
+        v_TGD: Tensor,
+        *,
+        mask: Mask,
+        scale: float,
+        bias: Bias | None = None,
+    ) -> Tensor:
         """Each row's attention over its own sequence up to what the mask lets it see, [T, H, D]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAttend:
-    """Whole sequences in one pass: keys and values come from the pass itself and carry gradients."""
+    """Whole sequences in one pass: keys and values come from the pass itself and carry gradients.
+
+    `remembered_packing`: how the encoder's rows are packed, where there is one.
+    """
 
     packing: Packing
+    remembered_packing: Packing | None = None
+    _remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def own(self, site: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, mask: Mask, scale: float) -> Tensor:
-        return packed_attention(q_THD, k_TGD, v_TGD, self.packing, mask=mask, scale=scale)
+    def own(
+        self,
+        site: int,
+        q_THD: Tensor,
+        k_TGD: Tensor,
+        v_TGD: Tensor,
+        *,
+        mask: Mask,
+        scale: float,
+        bias: Bias | None = None,
+    ) -> Tensor:
+        return packed_attention(q_THD, k_TGD, v_TGD, self.packing, mask=mask, scale=scale, bias=bias)
+
+    def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:
+        self._remembered[site] = k_KGD, v_KGD
+
+    def recall(self, site: int, q_THD: Tensor, *, scale: float) -> Tensor:
+        k_KGD, v_KGD = self._remembered[site]
+        return packed_attention(
+            q_THD, k_KGD, v_KGD, self.packing, mask=Mask.FULL, scale=scale, keys=self.remembered_packing
+        )
 
 
 def packed_rows(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Rows, PackedAttend]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from trefoil_kernels.bias import Bias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import Pages, page_write
@@ -20,6 +21,16 @@ class PagedAttend:
     table: PageTable
     packing: Packing
 
-    def own(self, site: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *, mask: Mask, scale: float) -> Tensor:
+    def own(
+        self,
+        site: int,
+        q_THD: Tensor,
+        k_TGD: Tensor,
+        v_TGD: Tensor,
+        *,
+        mask: Mask,
+        scale: float,
+        bias: Bias | None = None,
+    ) -> Tensor:
         page_write(self.pages[site], k_TGD, v_TGD, self.slots_T)
-        return paged_attention(q_THD, self.pages[site], self.table, self.packing, mask=mask, scale=scale)
+        return paged_attention(q_THD, self.pages[site], self.table, self.packing, mask=mask, scale=scale, bias=bias)

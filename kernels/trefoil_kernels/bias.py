@@ -1,0 +1,55 @@
+"""What is added to attention scores by distance alone, as a value handed to the attention kernels.
+
+T5's buckets (Raffel et al., arXiv 1910.10683, section 2.1): with d = key - query, half of the buckets stand for one
+distance each, the other half for ranges that grow with the logarithm up to `max_distance`; all beyond share the last.
+A bidirectional table has one half of its buckets for keys ahead; a causal one treats keys ahead as distance 0.
+
+ALiBi (Press et al., arXiv 2108.12409, section 3): slope_h * (key - query), never above zero under a causal mask.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeBias:
+    """A learned number per head and bucket of distance; `table_BH` is [buckets, H]."""
+
+    table_BH: Tensor
+    max_distance: int
+    is_bidirectional: bool
+
+    def values(self, queries_Q: Tensor, keys_K: Tensor) -> Tensor:
+        """Float32 [H, Q, K] for these positions; differentiable in the table."""
+        ahead_QK = keys_K[None, :] - queries_Q[:, None]
+        return self.table_BH.float()[self.buckets(ahead_QK)].permute(2, 0, 1)
+
+    def buckets(self, ahead_QK: Tensor) -> Tensor:
+        """The bucket of each key - query, int64 of the same shape."""
+        count = len(self.table_BH)
+        if self.is_bidirectional:
+            count //= 2
+            side_QK, far_QK = (ahead_QK > 0).long() * count, ahead_QK.abs()
+        else:
+            side_QK, far_QK = torch.zeros_like(ahead_QK), (-ahead_QK).clamp(min=0)
+        exact = count // 2
+        growth = torch.log(far_QK.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        wide_QK = (exact + (growth * (count - exact)).long()).clamp(max=count - 1)
+        return side_QK + torch.where(far_QK < exact, far_QK, wide_QK)
+
+
+@dataclass(frozen=True, slots=True)
+class Alibi:
+    """A slope per head; farther keys count for less."""
+
+    slopes_H: Tensor
+
+    def values(self, queries_Q: Tensor, keys_K: Tensor) -> Tensor:
+        """Float32 [H, Q, K] for these positions."""
+        return self.slopes_H.float()[:, None, None] * (keys_K[None, :] - queries_Q[:, None]).float()
+
+
+Bias = RelativeBias | Alibi
