@@ -44,7 +44,7 @@ def logits(seed: int = 0, vocab: int = VOCAB) -> Tensor:
 
 def possible(logits_V: Tensor, params: SamplingParams) -> set[int]:
     """Every id that some point of the unit interval leads to."""
-    return {draw(logits_V, params, (point + 0.5) / 20000) for point in range(20000)}
+    return {draw(logits_V, params, (point + 0.5) / 4000) for point in range(4000)}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_a_top_p_that_the_first_candidates_do_not_fill_looks_at_all() -> None:
-    flat = torch.zeros(5000)
+    flat = torch.zeros(2000)
     found = possible(flat, SamplingParams(max_tokens=1, top_p=0.9))
-    assert 4400 < len(found) <= 4501
+    assert 1790 < len(found) <= 1801
 
 
 @given(prompt=st.lists(st.integers(0, 5), min_size=1, max_size=12), size=st.integers(1, 4))
