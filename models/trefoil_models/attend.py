@@ -21,12 +21,14 @@ from trefoil_kernels.packed_attention import Packing, packed_attention
 class Rows:
     """One pass's tokens: id, position within its sequence, and how long the sequence's prompt is (all int64 [T]).
 
-    A training example is all prompt. Only rotary scalings that depend on length read `prompt_lens_T`.
+    A training example is all prompt. Only rotary scalings that depend on length read `prompt_lens_T`. `types_T` tells
+    the two texts of a pair apart (0 and 1) for models that were made with such types; None: one text each.
     """
 
     ids_T: Tensor
     positions_T: Tensor
     prompt_lens_T: Tensor
+    types_T: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,18 @@ class PackedAttend:
         )
 
 
-def packed_rows(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Rows, PackedAttend]:
-    """Whole sequences as one pass."""
+def packed_rows(
+    sequences: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+    *,
+    types: Sequence[Sequence[int]] | None = None,
+) -> tuple[Rows, PackedAttend]:
+    """Whole sequences as one pass, each with its type ids where there are any."""
     lens = tuple(len(ids) for ids in sequences)
     rows = Rows(
         ids_T=torch.tensor([i for ids in sequences for i in ids], device=device),
         positions_T=torch.cat([torch.arange(n) for n in lens]).to(device),
         prompt_lens_T=torch.tensor([n for n in lens for _ in range(n)], device=device),
+        types_T=None if types is None else torch.tensor([i for ids in types for i in ids], device=device),
     )
     return rows, PackedAttend(Packing(lens))

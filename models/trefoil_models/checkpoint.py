@@ -7,7 +7,7 @@ weights. A file must therefore never be overwritten in place while it is served:
 import json
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from trefoil_models import families
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.heads import NextToken
-from trefoil_models.model_folder import ModelFolder
+from trefoil_models.heads import Head, Heads, NextToken, asked_heads
+from trefoil_models.model_folder import ModelFolder, read_labels
 from trefoil_models.weight_files import Weights, open_weights
 
 log = structlog.get_logger()
@@ -31,6 +31,9 @@ STRAY = re.compile(
     r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|lm_head\.decoder\.\w+)$"
 )
 """Buffers that old files carry and nothing needs."""
+
+OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
+VOCAB_HEADS = frozenset({"next", "mask"})
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,14 +58,26 @@ class ModelConfig(Protocol):
 
 
 class Model(Protocol):
-    """What the engine and the trainer ask of every family."""
+    """What the engine and the trainer ask of every family.
+
+    `kind` is decoder, encoder or encoder-decoder. `heads` are those that read rows of one pass; a model that generates
+    has `lm_head`, named "next", too. `outside` says which modules bear no base prefix in files, `vocab_matrix` is the
+    tensor that may be tied to the input embedding, `aliases` are other names of tensors, and `signs` are tensors by
+    which a folder shows a head that its `architectures` do not name.
+    """
 
     kind: ClassVar[str]
     base_prefix: ClassVar[str]
+    outside: ClassVar[frozenset[str]]
+    vocab_matrix: ClassVar[str]
     transposed: ClassVar[frozenset[str]]
+    aliases: ClassVar[Mapping[str, str]]
+    signs: ClassVar[Mapping[str, str]]
     config: Any
     lm_head: NextToken
 
+    @property
+    def heads(self) -> dict[str, Head]: ...
     @property
     def sites(self) -> tuple[Site, ...]: ...
     def __call__(self, rows: Rows, attend: Attend) -> Tensor: ...
@@ -80,6 +95,7 @@ class Blueprint:
 
     folder: ModelFolder
     model: Model
+    heads: Heads
     weights: Weights
     sources: dict[str, str]
 
@@ -116,11 +132,9 @@ def inspect(folder: Path) -> Blueprint:
     _refuse_unimplemented(model_folder.config)
     config = family.read_config(model_folder.config)
     weights = open_weights(folder)
-    has_head = "lm_head.weight" in weights.files
-    if not has_head and not config.is_tied:
-        raise CheckpointError("tensor lm_head.weight is missing, and config.json does not tie it to the embedding")
-    model = _hollow(family, config, is_tied=not has_head)
-    return Blueprint(model_folder, model, weights, _match(model, weights))
+    heads = _heads(family.Model, model_folder, config, weights.files.keys())
+    model = _hollow(family, config, heads)
+    return Blueprint(model_folder, model, heads, weights, _match(model, weights))
 
 
 def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
@@ -133,7 +147,8 @@ def build(config: dict[str, Any], *, seed: int, dtype: torch.dtype = torch.float
     keys = Keys(config)
     family = _family(keys.text("model_type"))
     read = family.read_config(keys)
-    model: Model = family.Model(read, is_tied=read.is_tied)
+    names = asked_heads(keys.strings("architectures", []), family.Model.kind)
+    model: Model = family.Model(read, Heads(names, is_tied=read.is_tied, num_labels=len(read_labels(keys))))
     generator = torch.Generator().manual_seed(seed)
     std = keys.number("initializer_range", 0.02)
     for name, parameter in model.named_parameters():
@@ -182,11 +197,22 @@ def _family(model_type: str) -> Any:
     return import_module(f"trefoil_models.families.{name}")
 
 
-def _hollow(family: Any, config: ModelConfig, *, is_tied: bool) -> Model:
+def _heads(model: type[Model], folder: ModelFolder, config: ModelConfig, files: Collection[str]) -> Heads:
+    """What config.json promises and, beyond it, what the tensors show."""
+    names = asked_heads(folder.architectures, model.kind) | {h for h, name in model.signs.items() if name in files}
+    has_matrix = model.vocab_matrix in files
+    if not has_matrix and not config.is_tied and names & VOCAB_HEADS:
+        raise CheckpointError(
+            f"tensor {model.vocab_matrix} is missing, and config.json does not tie it to the embedding"
+        )
+    return Heads(names, is_tied=not has_matrix, num_labels=len(folder.labels))
+
+
+def _hollow(family: Any, config: ModelConfig, heads: Heads) -> Model:
     """The modules with shapes but no memory."""
     try:
         with torch.device("meta"):
-            model: Model = family.Model(config, is_tied=is_tied)
+            model: Model = family.Model(config, heads)
     except RuntimeError as error:  # a size in bytes beyond 64 bits
         raise CheckpointError(f"config.json asks for tensors that no machine holds: {error}".splitlines()[0]) from error
     return model
@@ -205,7 +231,7 @@ def _match(model: Model, weights: Weights) -> dict[str, str]:
     found = {_own_name(model, name): name for name in weights.files}
     sources = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name == "lm_head.weight" and name not in found:
+        if name == model.vocab_matrix and name not in found:
             continue  # tied: the embedding is the head
         if name not in found:
             missing = [n for n, _ in model.named_parameters() if n not in found]
@@ -224,11 +250,15 @@ def _match(model: Model, weights: Weights) -> dict[str, str]:
 
 
 def _own_name(model: Model, file_name: str) -> str:
-    return file_name.removeprefix(model.base_prefix)
+    """Without the base prefix and in today's words: files of 2018 call a norm's weight gamma and its bias beta."""
+    name = file_name.removeprefix(model.base_prefix)
+    path, _, leaf = name.rpartition(".")
+    name = f"{path}.{OLD_LEAVES[leaf]}" if leaf in OLD_LEAVES else name
+    return model.aliases.get(name, name)
 
 
 def _file_name(model: Model, name: str) -> str:
-    return name if name.startswith("lm_head.") else model.base_prefix + name
+    return name if name.partition(".")[0] in model.outside else model.base_prefix + name
 
 
 def _is_transposed(model: Model, name: str) -> bool:

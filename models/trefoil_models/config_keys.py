@@ -68,8 +68,8 @@ class Keys:
             raise self._wrong(name, value, "one of " + ", ".join(sorted(allowed)))
         return value
 
-    def strings(self, name: str) -> list[str]:
-        value = self._get(name, None)
+    def strings(self, name: str, default: list[str] | None = None) -> list[str]:
+        value = self._get(name, default)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._wrong(name, value, "a list of strings")
         return value

@@ -1,8 +1,57 @@
-"""From hidden rows to answers. A model returns hidden rows; the caller picks rows and asks a head."""
+"""From hidden rows to answers: which heads a folder has, and what they are built of.
+
+A model returns hidden rows; the caller picks rows and asks a head. A head is known by what it tells of a row: the
+`next` token, the `mask`ed token, the `class` of a text, the `tag` of a token, the `span` that answers, whether a `pair`
+belongs together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from trefoil_kernels.token_logprobs import token_logprobs
+from trefoil_models.config_keys import CheckpointError
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden rows [R, M] to scores [R, width]."""
+
+HEADS_OF_CLASSES = {
+    "ForMaskedLM": ("mask",),
+    "ForPreTraining": ("mask", "pair"),
+    "ForNextSentencePrediction": ("pair",),
+    "ForSequenceClassification": ("class",),
+    "ForTokenClassification": ("tag",),
+    "ForQuestionAnswering": ("span",),
+    "Model": (),
+}
+"""What transformers' class names ask of an encoder, by their ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of a folder; `is_tied`: scores over the vocabulary come from the input embedding."""
+
+    names: frozenset[str] = frozenset({"next"})
+    is_tied: bool = True
+    num_labels: int = 2
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+
+def asked_heads(architectures: list[str], kind: str) -> frozenset[str]:
+    """The heads that the `architectures` of a config.json promise. Raises CheckpointError for a class nobody serves."""
+    if kind != "encoder":
+        is_classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
+        return frozenset({"class"} if is_classifier else {"next"})
+    heads: set[str] = set()
+    for name in architectures:
+        end = next((end for end in HEADS_OF_CLASSES if name.endswith(end)), None)
+        if end is None:
+            raise CheckpointError(f"config.json: architectures names {name}, which is not implemented")
+        heads.update(HEADS_OF_CLASSES[end])
+    return frozenset(heads)
 
 
 class NextToken(nn.Module):

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from trefoil_models.config_keys import CheckpointError, Keys
 
+MOST_LABELS = 1_000_000
 FILES_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
@@ -52,8 +53,18 @@ class ModelFolder:
         return self.config.text("model_type")
 
     @property
+    def architectures(self) -> list[str]:
+        """The classes of transformers that the folder was saved from."""
+        return self.config.strings("architectures", [])
+
+    @property
     def architecture(self) -> str:
-        return self.config.strings("architectures")[0] if self.config.values.get("architectures") else self.model_type
+        return self.architectures[0] if self.architectures else self.model_type
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the outputs of a classifying head are called."""
+        return read_labels(self.config)
 
     @property
     def dtype_name(self) -> str:
@@ -107,6 +118,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path.name} must hold a JSON object")
     return value
+
+
+def read_labels(keys: Keys) -> tuple[str, ...]:
+    """id2label in order; where it is absent LABEL_0, LABEL_1 and so on. Raises CheckpointError."""
+    named = keys.inside("id2label").values
+    if not named:
+        return tuple(f"LABEL_{number}" for number in range(keys.size("num_labels", 2, most=MOST_LABELS)))
+    if set(named) != {str(number) for number in range(len(named))} or not all(map(_is_text, named.values())):
+        raise CheckpointError(f"{keys.file}: id2label must name the labels 0 to {len(named) - 1}")
+    return tuple(named[str(number)] for number in range(len(named)))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _ids(keys: Keys, name: str) -> tuple[int, ...]:

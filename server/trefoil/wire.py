@@ -1,7 +1,8 @@
 """Messages between the API and an engine process: ids go down, ids come up; text exists only in the API.
 
 The API sends one Command a message; the engine answers with one Batch a step. Every Generate gets, for each of its
-`n` answers, any number of Tokens and then exactly one Done, or one Failed for the whole request.
+`n` answers, any number of Tokens and then exactly one Done, or one Failed for the whole request. Every Once gets one
+Scores or one Failed.
 """
 
 import msgspec
@@ -38,6 +39,18 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     priority: int = 0
 
 
+class Once(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Ask a head about `ids` in one pass: one of the model's, or "hidden" for the hidden rows themselves.
+
+    `type_ids` tell the two texts of a pair apart; empty: one text.
+    """
+
+    id: str
+    ids: list[int]
+    head: str
+    type_ids: list[int] = []
+
+
 class Abort(msgspec.Struct, frozen=True, tag=True):
     """Forget a request, or one of its answers; what is unknown or done already is no error."""
 
@@ -45,7 +58,8 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     index: int | None = None
 
 
-Command = Generate | Abort
+Request = Generate | Once
+Command = Request | Abort
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
@@ -82,6 +96,14 @@ class Done(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     cached_len: int = 0
 
 
+class Scores(msgspec.Struct, frozen=True, tag=True):
+    """What a head said: float32 numbers in C order, one row of `shape[-1]` for a text or for each of its tokens."""
+
+    id: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The end of a request that the engine could not serve."""
 
@@ -89,7 +111,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Event = Tokens | PromptScores | Done | Failed
+Event = Tokens | PromptScores | Done | Scores | Failed
 
 
 class Stats(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -118,15 +140,21 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine can answer; what the API must know of it."""
+    """The engine can answer; what the API must know of it.
+
+    `tasks` are what the checkpoint was made for; `side_tasks` it can do too, where it is named or nothing else is made
+    for them.
+    """
 
     kind: str
+    tasks: tuple[str, ...]
+    side_tasks: tuple[str, ...]
     architecture: str
     dtype: str
     max_model_len: int
     vocab_size: int
-    page_size: int
-    num_pages: int
+    page_size: int = 0
+    num_pages: int = 0
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True):

@@ -3,6 +3,7 @@
 Files store the linear weights as (in, out); `transposed` names them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
-from trefoil_models.heads import NextToken
+from trefoil_models.heads import Head, Heads, NextToken
 from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
 
 
@@ -93,12 +94,16 @@ class Model(nn.Module):
     """Ids to hidden rows, after the final norm."""
 
     kind: ClassVar[str] = "decoder"
+    outside: ClassVar[frozenset[str]] = frozenset({"lm_head"})
+    vocab_matrix: ClassVar[str] = "lm_head.weight"
+    aliases: ClassVar[Mapping[str, str]] = {}
+    signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "transformer."
     transposed: ClassVar[frozenset[str]] = frozenset(
         {"attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"}
     )
 
-    def __init__(self, config: Config, *, is_tied: bool) -> None:
+    def __init__(self, config: Config, heads: Heads) -> None:
         super().__init__()
         self.config = config
         self.wte = Embedding(config.vocab_size, config.width)
@@ -106,8 +111,12 @@ class Model(nn.Module):
         self.h = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
         self.ln_f = LayerNorm(config.width, config.eps)
         self.lm_head = NextToken(
-            self.wte.weight if is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
+            self.wte.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
         )
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {}
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -4,6 +4,7 @@ Pre-norm RMSNorm, rotary positions in the half layout, grouped query heads, gate
 those of the files, so no weight needs renaming.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import rotary
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
-from trefoil_models.heads import NextToken
+from trefoil_models.heads import Head, Heads, NextToken
 from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary, Scaling, read_scaling
 
@@ -157,10 +158,14 @@ class Model(nn.Module):
     """Ids to hidden rows, after the final norm."""
 
     kind: ClassVar[str] = "decoder"
+    outside: ClassVar[frozenset[str]] = frozenset({"lm_head"})
+    vocab_matrix: ClassVar[str] = "lm_head.weight"
+    aliases: ClassVar[Mapping[str, str]] = {}
+    signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "model."
     transposed: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, config: Config, *, is_tied: bool) -> None:
+    def __init__(self, config: Config, heads: Heads) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.width)
@@ -168,8 +173,12 @@ class Model(nn.Module):
         self.norm = RMSNorm(config.width, config.eps)
         self.rotary = Rotary(config.scaling)
         self.lm_head = NextToken(
-            self.embed_tokens.weight if is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
+            self.embed_tokens.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
         )
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        return {}
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -12,7 +12,7 @@ from trefoil.api.fleet import Fleet
 from trefoil.api.middleware import ApiKeys, BodyLimit, RequestIds
 from trefoil.api.routes import ops
 from trefoil.api.routes.openai import chat, completions, models
-from trefoil.api.routes.tasks import perplexity, text_generation, tokenize
+from trefoil.api.routes.tasks import perplexity, text_classification, text_generation, tokenize
 from trefoil.api.sse import json_response
 from trefoil.api.validation import explain
 from trefoil.errors import TrefoilError, error_body
@@ -26,6 +26,7 @@ ROUTERS = (
     tokenize.router,
     text_generation.router,
     perplexity.router,
+    text_classification.router,
     ops.router,
 )
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import zmq
@@ -75,16 +75,48 @@ class EngineStream:
         self._client.finished(self, len(indices), reason)
 
 
+class EngineCall:
+    """Requests that are each answered by one Scores; together they take one place in the queue."""
+
+    def __init__(self, requests: Sequence[wire.Once]) -> None:
+        self.started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        self.requests = requests
+        self.answers: dict[str, asyncio.Future[wire.Scores]] = {
+            request.id: loop.create_future() for request in requests
+        }
+        self.num_open = 1
+
+    def put(self, event: wire.Event) -> None:
+        """The client heard the answer to one of the requests."""
+        answer = self.answers[event.id]
+        if answer.done():
+            return
+        match event:
+            case wire.Scores():
+                answer.set_result(event)
+            case wire.Failed():
+                answer.set_exception(InvalidRequest(event.message))
+
+    def lose(self, error: EngineLost) -> None:
+        """The engine is gone; every request without an answer fails."""
+        self.num_open = 0
+        for answer in self.answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+
 class EngineClient:
     """Requests in flight at one engine; counts them, so that a full queue is refused at once."""
 
     def __init__(self, name: str, *, capacity: int, max_queued: int, metrics: Metrics) -> None:
         self.name = name
         self.ready: wire.Ready | None = None
+        self.about: wire.Ready | None = None  # what it last said of itself, also while it is being started again
         self._capacity, self._limit = capacity, capacity + max_queued
         self._metrics = metrics
         metrics.introduce(name)
-        self._streams: dict[str, EngineStream] = {}
+        self._streams: dict[str, EngineStream | EngineCall] = {}
         self._num_open = 0
         self._stats = wire.Stats()
         self._socket: zmq.asyncio.Socket | None = None
@@ -98,17 +130,53 @@ class EngineClient:
 
     def generate(self, request: wire.Generate) -> EngineStream:
         """Submit a request. Raises ModelLoading, QueueFull, or InvalidRequest where `n` can never fit."""
-        if self.ready is None or self._socket is None:
-            raise ModelLoading(f"the model {self.name} is still loading; try again shortly", param="model")
         if request.params.n > self._limit:
             raise InvalidRequest(f"n = {request.params.n} is more than the server's {self._limit} places", param="n")
-        if self._num_open + request.params.n > self._limit:
-            raise QueueFull(f"{self._num_open} requests are in line for {self.name} already; try again later")
+        self._admit(request.params.n)
         stream = EngineStream(self, request)
         self._streams[request.id] = stream
-        self._num_open += request.params.n
         self.send(request)
         return stream
+
+    async def once(self, requests: Sequence[wire.Once]) -> list[wire.Scores]:
+        """Ask, and wait for all answers in order. Raises ModelLoading, QueueFull, EngineLost, InvalidRequest.
+
+        Whoever stops waiting takes back what the engine has not begun.
+        """
+        self._admit(1)
+        call = EngineCall(requests)
+        self._streams.update(dict.fromkeys(call.answers, call))
+        reason = "abort"
+        try:
+            for request in requests:
+                self.send(request)
+            answers = [await answer for answer in call.answers.values()]
+            reason = "stop"
+            return answers
+        finally:
+            self._end(call, reason)
+
+    def _admit(self, count: int) -> None:
+        """Take places in the queue."""
+        if self.ready is None or self._socket is None:
+            raise ModelLoading(f"the model {self.name} is still loading; try again shortly", param="model")
+        if self._num_open + count > self._limit:
+            raise QueueFull(f"{self._num_open} requests are in line for {self.name} already; try again later")
+        self._num_open += count
+
+    def _end(self, call: EngineCall, reason: str) -> None:
+        """The call has its answers, or nobody waits for them any more."""
+        for request_id, answer in call.answers.items():
+            self._streams.pop(request_id, None)
+            if not answer.done():
+                self.send(wire.Abort(request_id))
+            elif not answer.cancelled():
+                answer.exception()  # looked at, so that nobody warns
+        if call.num_open:
+            self._num_open -= call.num_open
+            self._metrics.finished.labels(self.name, reason).inc()
+            self._metrics.e2e_latency.labels(self.name).observe(time.monotonic() - call.started)
+            self._metrics.request_prompt_tokens.labels(self.name).observe(sum(len(r.ids) for r in call.requests))
 
     def send(self, command: wire.Command) -> None:
         """Hand a command to the engine, if there is one."""
@@ -136,7 +204,7 @@ class EngineClient:
                 case wire.Batch():
                     self._take(message)
                 case wire.Ready():
-                    self.ready = message
+                    self.ready = self.about = message
                     self._stats = wire.Stats()
                     on_start(message)
                 case _:
@@ -147,7 +215,7 @@ class EngineClient:
         self.ready, self._socket = None, None
         streams, self._streams = self._streams, {}
         self._num_open = 0
-        for stream in streams.values():
+        for stream in dict.fromkeys(streams.values()):
             self._metrics.finished.labels(self.name, "error").inc(stream.num_open)
             stream.lose(EngineLost(why))
         for gauge in (self._metrics.running, self._metrics.waiting, self._metrics.cache_usage):
@@ -159,7 +227,7 @@ class EngineClient:
             stream = self._streams.get(event.id)
             if stream is None:
                 continue
-            if isinstance(event, wire.Tokens):
+            if isinstance(event, wire.Tokens) and isinstance(stream, EngineStream):
                 stream.num_tokens += len(event.ids)
                 self._clock(stream, now)
             stream.put(event)

@@ -18,10 +18,10 @@ import zmq.asyncio
 
 from trefoil import wire
 from trefoil.api.engine_client import EngineClient
-from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound
+from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongTask
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
-from trefoil_models.config_keys import CheckpointError
+from trefoil_models.config_keys import CheckpointError, Keys
 from trefoil_models.model_folder import GenerationDefaults, ModelFolder, find_folder
 from trefoil_models.tokenizer import Tokenizer, TokenizerError
 
@@ -49,6 +49,8 @@ class ServedModel:
     tokenizer: Tokenizer
     eos_ids: tuple[int, ...]
     defaults: GenerationDefaults
+    config: Keys
+    labels: tuple[str, ...]
     engine: EngineClient
     created: int
 
@@ -58,6 +60,16 @@ class ServedModel:
         if self.engine.ready is None:
             raise ModelLoading(f"the model {self.name} is still loading; try again shortly", param="model")
         return self.engine.ready
+
+    @property
+    def about(self) -> wire.Ready:
+        """What the engine last said of itself, which holds while it is started again. Raises ModelLoading before."""
+        return self.engine.about or self.ready
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All that it can do. Raises ModelLoading before that is known."""
+        return (*self.about.tasks, *self.about.side_tasks)
 
 
 class Fleet:
@@ -103,17 +115,36 @@ class Fleet:
         for model in self.models.values():
             model.engine.lose(why)
 
-    def find(self, *names: str | None) -> ServedModel:
-        """The model of the first name given, or the only one there is. Raises ModelNotFound, InvalidRequest."""
+    def find(self, *names: str | None, task: str | None = None) -> ServedModel:
+        """The model of the first name given, or the only one there is for the task.
+
+        Raises ModelNotFound; WrongTask where it cannot do the task; InvalidRequest where several could; ModelLoading
+        where what a model can do is not known yet.
+        """
         name = next((name for name in names if name is not None), None)
         if name is None:
-            if len(self.models) > 1:
-                served = ", ".join(self.models)
-                raise InvalidRequest(f"several models are served; name one in `model`: {served}", param="model")
-            return next(iter(self.models.values()))
+            return self._only(task)
         if name not in self.models:
             raise ModelNotFound(f"the model {name[:80]!r} is not served here; see GET /v1/models", param="model")
-        return self.models[name]
+        model = self.models[name]
+        if task is not None and task not in model.tasks:
+            able = ", ".join(model.tasks)
+            raise WrongTask(f"the model {name} cannot do {task}; it can do {able}", param="model")
+        return model
+
+    def _only(self, task: str | None) -> ServedModel:
+        """The one model that was made for the task; where none was, the one that can do it besides."""
+        if len(self.models) == 1 or task is None:
+            able = list(self.models.values())
+        else:
+            made = [model for model in self.models.values() if task in model.about.tasks]
+            able = made or [model for model in self.models.values() if task in model.about.side_tasks]
+        if len(able) > 1:
+            served = ", ".join(model.name for model in able)
+            raise InvalidRequest(f"several models are served; name one in `model`: {served}", param="model")
+        if not able:
+            raise WrongTask(f"no served model can do {task}; GET /v1/models says what each can", param="model")
+        return self.find(able[0].name, task=task)
 
     async def off_loop(self, size: int, work: Callable[[], T]) -> T:
         """Do text work of `size` characters, in a thread where it is long."""
@@ -154,6 +185,8 @@ class Fleet:
                 checked.set_result(None)
             if isinstance(message, wire.Ready):
                 log.info("model_ready", model=model.name, dtype=message.dtype, max_model_len=message.max_model_len)
+                if "text-generation" in message.tasks and not model.tokenizer.has_chat_template:
+                    log.info("no_chat_template", model=model.name, instead="a plain User:/Assistant: layout")
 
         for socket, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
             socket.set_hwm(0)
@@ -186,15 +219,23 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
         folder = ModelFolder.read(find_folder(source.source))
         tokenizer = Tokenizer.load(folder.path)
         eos_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
-        defaults = folder.defaults
+        defaults, labels = folder.defaults, folder.labels
     except (CheckpointError, TokenizerError) as error:
         raise StartRefused(f"{source.name}: {error}") from error
-    if not tokenizer.has_chat_template:
-        log.info("no_chat_template", model=source.name, instead="a plain User:/Assistant: layout")
     engine = EngineClient(
         source.name, capacity=settings.max_num_seqs, max_queued=settings.max_num_queued_reqs, metrics=metrics
     )
-    return ServedModel(source.name, folder.path, tokenizer, eos_ids, defaults, engine, int(time.time()))
+    return ServedModel(
+        name=source.name,
+        folder=folder.path,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        defaults=defaults,
+        config=folder.config,
+        labels=labels,
+        engine=engine,
+        created=int(time.time()),
+    )
 
 
 def engine_spec(model: ServedModel, settings: Settings, *, folder: str, tag: str, share: float) -> wire.EngineSpec:

@@ -14,7 +14,7 @@ import structlog
 import zmq
 
 from trefoil import wire
-from trefoil.engine.generator import Generator
+from trefoil.engine.engine import Engine
 from trefoil.engine.startup import start
 from trefoil.logs import configure_logs
 from trefoil_models.config_keys import CheckpointError
@@ -50,28 +50,28 @@ class Line:
         return commands
 
 
-def serve(line: Line, generator: Generator, parent: int) -> None:
+def serve(line: Line, engine: Engine, parent: int) -> None:
     """Turn after turn while the parent lives."""
     while os.getppid() == parent:
-        commands = line.commands(0 if generator.has_work else IDLE_POLL_MS)
-        events = obey(generator, commands)
-        if generator.has_work:
-            events += generator.step()
+        commands = line.commands(0 if engine.has_work else IDLE_POLL_MS)
+        events = obey(engine, commands)
+        if engine.has_work:
+            events += engine.step()
         if commands or events:
-            line.say(wire.Batch(events, generator.stats()))
-            if not generator.has_work:
-                generator.check_books()
+            line.say(wire.Batch(events, engine.stats()))
+            if not engine.has_work:
+                engine.check_books()
 
 
-def obey(generator: Generator, commands: list[wire.Command]) -> list[wire.Event]:
+def obey(engine: Engine, commands: list[wire.Command]) -> list[wire.Event]:
     """Hand commands over; what they bring at once."""
     events: list[wire.Event] = []
     for command in commands:
         match command:
-            case wire.Generate():
-                events += generator.submit(command)
             case wire.Abort():
-                generator.abort(command)
+                engine.abort(command)
+            case _:
+                events += engine.submit(command)
     return events
 
 
@@ -90,13 +90,13 @@ def main() -> None:
         socket.connect(address)
     line = Line(inbox, outbox)
     try:
-        generator = start(spec, line.say)
+        engine = start(spec, line.say)
     except (CheckpointError, TokenizerError) as error:
         line.say(wire.Refused(str(error)))
         context.destroy(linger=2000)
         raise SystemExit(EXIT_REFUSED) from None
     try:
-        serve(line, generator, parent)
+        serve(line, engine, parent)
     except Exception:
         log.exception("engine_failed", model=spec.name)  # the fleet fails our requests and starts us again
         raise SystemExit(EXIT_FAILED) from None

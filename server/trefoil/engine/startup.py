@@ -1,17 +1,21 @@
-"""From a spec to a generator: check the folder, read the weights, plan the memory. Says Checked in between."""
+"""From a spec to an engine: check the folder, read the weights, plan the memory. Says Checked in between."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import structlog
 import torch
 
 from trefoil import wire
+from trefoil.engine.engine import Engine, TwoSided
 from trefoil.engine.generator import Generator
 from trefoil.engine.memory import MemoryPlan, free_bytes, plan_memory
+from trefoil.engine.one_pass import OnePass
 from trefoil.engine.pages import PagePool
 from trefoil.engine.runner import Runner
 from trefoil.engine.scheduler import Scheduler, Totals
+from trefoil.engine.tasks import tasks_of
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
@@ -20,8 +24,8 @@ from trefoil_models.tokenizer import Tokenizer
 log = structlog.get_logger()
 
 
-def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Generator:
-    """A generator that can answer; `say` hears Checked and Ready. Raises CheckpointError (one line)."""
+def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
+    """An engine that can answer; `say` hears Checked and Ready. Raises CheckpointError (one line)."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = _device(spec.device)
@@ -29,9 +33,26 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Generat
     limit = _max_model_len(spec, blueprint)
     tokenizer = Tokenizer.load(Path(spec.folder))
     dtype = choose_dtype(spec.dtype, blueprint.folder.dtype_name, device)
-    _memory(spec, blueprint.model, limit, dtype, device)
+    generates = "next" in blueprint.heads
+    if generates:
+        _memory(spec, blueprint.model, limit, dtype, device)
     say(wire.Checked())
     model = blueprint.load(dtype=dtype, device=device)
+    one_pass = OnePass(model, max_rows=spec.max_num_batched_tokens, max_model_len=limit)
+    tasks, side_tasks = tasks_of(model.kind, blueprint.folder.model_type, blueprint.heads)
+    ready = wire.Ready(
+        kind=model.kind,
+        tasks=tasks,
+        side_tasks=side_tasks,
+        architecture=blueprint.folder.architecture,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=limit,
+        vocab_size=model.config.vocab_size,
+    )
+    if not generates:
+        warm_up_one_pass(one_pass)
+        say(ready)
+        return one_pass
     memory = _memory(spec, model, limit, dtype, device)
     generator = build_generator(
         model,
@@ -43,18 +64,8 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Generat
     )
     warm_up(generator)
     _log_plan(spec.name, memory)
-    say(
-        wire.Ready(
-            kind=model.kind,
-            architecture=blueprint.folder.architecture,
-            dtype=str(dtype).removeprefix("torch."),
-            max_model_len=limit,
-            vocab_size=model.config.vocab_size,
-            page_size=memory.page_size,
-            num_pages=memory.num_pages,
-        )
-    )
-    return generator
+    say(msgspec.structs.replace(ready, page_size=memory.page_size, num_pages=memory.num_pages))
+    return TwoSided(generator, one_pass)
 
 
 def build_generator(
@@ -105,6 +116,13 @@ def warm_up(generator: Generator) -> None:
         generator.step()
     generator.check_books()
     generator.scheduler.totals = Totals()
+
+
+def warm_up_one_pass(engine: OnePass) -> None:
+    """The same for an engine that only scores."""
+    engine.submit(wire.Once("warm-up", [0], "hidden"))
+    engine.step()
+    engine.num_read = 0
 
 
 def _device(name: str) -> torch.device:

@@ -78,7 +78,7 @@ class ChatRequest(GenerationParams):
 async def chat(body: ChatRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Answer a conversation."""
     body = body.checked()
-    served = models.find(body.model, model)
+    served = models.find(body.model, model, task="text-generation")
     ids = await _prompt(models, served, body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.sampling(

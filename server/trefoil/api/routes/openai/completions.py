@@ -88,7 +88,7 @@ class Prompt:
 async def complete(body: CompletionRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Continue prompts."""
     body.check()
-    served = models.find(body.model, model)
+    served = models.find(body.model, model, task="text-generation")
     prompts = await _begin(models, served, body)
     head = {
         "id": new_id("cmpl"),

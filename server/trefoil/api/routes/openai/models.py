@@ -9,8 +9,6 @@ from trefoil.api.fleet import ServedModel
 
 router = APIRouter()
 
-TASKS = {"decoder": ["text-generation", "perplexity"]}
-
 
 @router.get("/v1/models")
 async def list_models(models: Models) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "owned_by": "trefoil",
         "family": ready.kind if ready else None,
         "architecture": ready.architecture if ready else None,
-        "tasks": TASKS[ready.kind] if ready else [],
+        "tasks": [*ready.tasks, *ready.side_tasks] if ready else [],
         "max_model_len": ready.max_model_len if ready else None,
         "dtype": ready.dtype if ready else None,
         "quantization": None,

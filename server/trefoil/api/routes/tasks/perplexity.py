@@ -40,7 +40,7 @@ class PerplexityRequest(BaseModel):
 @router.post("/v1/tasks/perplexity")
 async def perplexity(body: PerplexityRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Score a text, or each of a list."""
-    served = models.find(body.model, model)
+    served = models.find(body.model, model, task="perplexity")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     encoded = [await encode_prompt(models, served, text, param="inputs") for text in texts]
     for ids in encoded:

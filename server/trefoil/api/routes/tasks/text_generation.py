@@ -94,7 +94,7 @@ async def generate(body: TextGenerationRequest, request: Request, models: Models
     body.parameters.refuse_unsupported()
     if body.stream and not isinstance(body.inputs, str):
         raise InvalidRequest("a stream continues one text, not a list", param="inputs")
-    served = models.find(body.model, model)
+    served = models.find(body.model, model, task="text-generation")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     encoded = [await _encode(models, served, text, body.parameters) for text in texts]
     params = [_sampling(body, served, len(ids)) for ids in encoded]

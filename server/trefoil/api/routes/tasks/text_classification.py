@@ -1,0 +1,84 @@
+"""POST /v1/tasks/text-classification: which labels a text, or a pair of texts, deserves."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from trefoil.api.deps import Models, while_connected
+from trefoil.api.fleet import ServedModel
+from trefoil.api.json_route import JsonRoute
+from trefoil.api.schemas import Text
+from trefoil.api.scoring import Floats, score, sigmoid, softmax
+from trefoil.api.sse import json_response
+
+router = APIRouter(route_class=JsonRoute)
+
+MAX_TEXTS = 256
+FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "none": lambda scores: scores,
+}
+FUNCTIONS_OF_PROBLEMS = {
+    "regression": "none",
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+}
+
+
+class Pair(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    text: Text
+    text_pair: Text | None = None
+
+
+class Parameters(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+
+
+class TextClassificationRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    inputs: Text | Pair | Annotated[list[Text | Pair], Field(min_length=1, max_length=MAX_TEXTS)]
+    parameters: Parameters | None = None
+    model: str | None = None
+
+
+@router.post("/v1/tasks/text-classification")
+async def classify(
+    body: TextClassificationRequest, request: Request, models: Models, model: str | None = None
+) -> Response:
+    """Labels with their scores, the likeliest first."""
+    served = models.find(body.model, model, task="text-classification")
+    parameters = body.parameters or Parameters()
+    pairs = [
+        one if isinstance(one, Pair) else Pair(text=one)
+        for one in (body.inputs if isinstance(body.inputs, list) else [body.inputs])
+    ]
+    size = sum(len(pair.text) + len(pair.text_pair or "") for pair in pairs)
+    encode = served.tokenizer.encode
+    encodings = await models.off_loop(size, lambda: [encode(pair.text, pair=pair.text_pair) for pair in pairs])
+    asking = score(served, encodings, head="class", param="inputs")
+    found = await while_connected(request, asking, lambda: None)
+    apply = FUNCTIONS[parameters.function_to_apply or function_of(served)]
+    return json_response([_ranked(apply(scores), served.labels, parameters.top_k) for scores in found])
+
+
+def function_of(model: ServedModel) -> str:
+    """What makes this model's scores probabilities: by its problem_type, else by the number of its labels."""
+    problem = model.config.text("problem_type", "")
+    by_number = "softmax" if len(model.labels) > 1 else "sigmoid"
+    return FUNCTIONS_OF_PROBLEMS.get(problem, by_number)
+
+
+def _ranked(scores: Floats, labels: tuple[str, ...], top_k: int | None) -> list[dict[str, Any]]:
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": labels[number], "score": float(scores[number])} for number in order]

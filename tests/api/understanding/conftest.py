@@ -1,0 +1,41 @@
+"""One server with tiny encoders of several heads, and a decoder, for the session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import tiny
+import tiny_encoders
+from e2e.serving import Server, serving
+
+LABELS = {0: "sad", 1: "calm", 2: "glad"}
+FLAGS = ("--dtype", "float32", "--kv-cache-memory", "16MiB", "--max-num-batched-tokens", "96")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The checkpoints that the server serves, by model name."""
+    root = tmp_path_factory.mktemp("encoders")
+    return {
+        "writer": tiny.checkpoint(root / "writer", "llama"),
+        "sorter": tiny_encoders.checkpoint(root / "sorter", "bert", "ForSequenceClassification", id2label=LABELS),
+    }
+
+
+@pytest.fixture(scope="session")
+def server(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The session's server of encoders."""
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    with serving(log, *(f"{name}={folder}" for name, folder in folders.items()), *FLAGS) as running:
+        yield running
+        assert not running.said("event=unhandled")
+        assert not running.said("event=engine_lost")
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    """Plain HTTP."""
+    with httpx.Client(base_url=server.url, timeout=60) as plain:
+        yield plain

@@ -1,0 +1,73 @@
+"""One pass for many texts: what was asked, in order of arrival, within the budget, nothing lost."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_encoders
+from trefoil import wire
+from trefoil.engine.one_pass import OnePass
+from trefoil_models import checkpoint
+
+
+def engine(folder: Path, head: str, rows: int = 16) -> OnePass:
+    """A float32 engine without a process."""
+    model = checkpoint.load(tiny_encoders.checkpoint(folder, "bert", head))
+    return OnePass(model, max_rows=rows, max_model_len=model.config.longest)
+
+
+def once(name: str, length: int, head: str) -> wire.Once:
+    return wire.Once(name, list(range(5, 5 + length)), head)
+
+
+def test_the_longest_wait_goes_first_within_the_budget(tmp_path: Path) -> None:
+    passes = engine(tmp_path, "ForTokenClassification")
+    for number, length in enumerate((10, 5, 3, 40, 2)):
+        assert passes.submit(once(str(number), length, "tag")) == []
+    steps = []
+    while passes.has_work:
+        steps.append([event.id for event in passes.step()])
+    assert steps == [["0", "1"], ["2"], ["3"], ["4"]]
+
+
+def test_each_text_gets_the_scores_it_would_get_alone(tmp_path: Path) -> None:
+    passes = engine(tmp_path, "ForSequenceClassification", rows=64)
+    theirs = tiny_encoders.oracle(tmp_path)
+    asked = [once(str(length), length, "class") for length in (7, 1, 12)]
+    for request in asked:
+        passes.submit(request)
+    for request, event in zip(asked, passes.step(), strict=True):
+        assert isinstance(event, wire.Scores)
+        with torch.no_grad():
+            wanted = theirs(torch.tensor([request.ids])).logits[0].numpy()
+        assert np.frombuffer(event.data, "<f4").reshape(event.shape) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_an_aborted_request_is_forgotten(tmp_path: Path) -> None:
+    passes = engine(tmp_path, "ForTokenClassification")
+    passes.submit(once("a", 3, "tag"))
+    passes.submit(once("b", 3, "hidden"))
+    passes.abort(wire.Abort("a"))
+    assert [event.id for event in passes.step()] == ["b"]
+    assert not passes.has_work
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        wire.Once("x", [], "tag"),
+        wire.Once("x", [5] * 65, "tag"),
+        wire.Once("x", [tiny_encoders.VOCAB], "tag"),
+        wire.Once("x", [5], "span"),
+        wire.Once("x", [5, 6], "tag", [0]),
+        wire.Generate("x", [5], wire.SamplingParams(max_tokens=1)),
+    ],
+    ids=["empty", "too long", "no such token", "no such head", "types", "generate"],
+)
+def test_what_can_never_run_is_refused(tmp_path: Path, request_: wire.Request) -> None:
+    passes = engine(tmp_path, "ForTokenClassification")
+    (event,) = passes.submit(request_)
+    assert isinstance(event, wire.Failed)
+    assert not passes.has_work
