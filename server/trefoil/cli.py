@@ -2,6 +2,7 @@
 
 import sys
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,7 +11,7 @@ from typer.exceptions import Abort, TyperException
 
 from trefoil import __version__
 from trefoil.errors import InvalidSetting
-from trefoil.settings import ModelSource, Settings, parse_bytes
+from trefoil.settings import ModelSource, Settings, default_data_dir, parse_bytes
 
 app = typer.Typer(name="trefoil", add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -20,6 +21,17 @@ DEMO_MODELS = ("decoder",)
 def env(flag: str) -> str:
     """The variable that stands for a flag."""
     return "TREFOIL_" + flag.removeprefix("--").replace("-", "_").upper()
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(envvar=env("--data-dir"), help="Folder of uploads, jobs and trained models.", show_default=False),
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(envvar=env("--database-url"), help="sqlite:///PATH or postgresql://...; SQLite in the data folder."),
+]
+LogJson = Annotated[bool, typer.Option("--log-json", envvar=env("--log-json"), help="JSON logs.")]
 
 
 @app.callback()
@@ -88,7 +100,15 @@ def serve(
     shutdown_timeout: Annotated[
         int, typer.Option(envvar=env("--shutdown-timeout"), min=0, help="Seconds that streams may take after SIGTERM.")
     ] = 30,
-    log_json: Annotated[bool, typer.Option("--log-json", envvar=env("--log-json"), help="JSON logs.")] = False,
+    max_upload_size: Annotated[
+        str, typer.Option(envvar=env("--max-upload-size"), help="Largest training file, such as 512MiB.")
+    ] = "512MiB",
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", envvar=env("--no-worker"), help="Train nothing here; see `trefoil worker`.")
+    ] = False,
+    log_json: LogJson = False,
 ) -> None:
     """Serve models over HTTP."""
     settings = Settings(
@@ -107,7 +127,11 @@ def serve(
         enable_prefix_caching=enable_prefix_caching,
         max_num_queued_reqs=max_num_queued_reqs,
         max_body_size=parse_bytes("--max-body-size", max_body_size),
+        max_upload_size=parse_bytes("--max-upload-size", max_upload_size),
         shutdown_timeout=shutdown_timeout,
+        data_dir=data_folder(data_dir),
+        database_url=database_url,
+        has_worker=not no_worker,
         log_json=log_json,
     )
     import uvloop
@@ -115,6 +139,11 @@ def serve(
     from trefoil.api.server import run  # the process choice: a shell command needs no server
 
     raise typer.Exit(uvloop.run(run(settings)))
+
+
+def data_folder(given: Path | None) -> Path:
+    """The data folder as an absolute path."""
+    return (given or default_data_dir()).expanduser().absolute()
 
 
 def model_sources(given: list[str], served_name: str | None) -> tuple[ModelSource, ...]:

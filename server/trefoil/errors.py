@@ -7,6 +7,9 @@ TrefoilError
     WrongTask               400  the model cannot do what the route offers
   NotAuthenticated          401  no key or a wrong one
   ModelNotFound             404  no served model has that name
+  FileNotFound              404  no upload has that id
+  JobNotFound               404  no training job has that id
+  WrongState                409  what is asked for cannot be done now
   BodyTooLarge              413  the request body exceeds the limit
   QueueFull                 429  too many requests wait already
   ModelLoading              503  the model is not ready yet
@@ -84,6 +87,30 @@ class ModelNotFound(TrefoilError):
     status = 404
     type = "not_found_error"
     code = "model_not_found"
+
+
+class FileNotFound(TrefoilError):
+    status = 404
+    type = "not_found_error"
+    code = "file_not_found"
+
+    def __init__(self, file_id: str, *, param: str | None = None) -> None:
+        super().__init__(f"there is no file {file_id[:80]!r}; see GET /v1/files", param=param)
+
+
+class JobNotFound(TrefoilError):
+    status = 404
+    type = "not_found_error"
+    code = "job_not_found"
+
+    def __init__(self, job_id: str, *, param: str | None = None) -> None:
+        super().__init__(f"there is no job {job_id[:80]!r}; see GET /v1/fine_tuning/jobs", param=param)
+
+
+class WrongState(TrefoilError):
+    status = 409
+    type = "invalid_request_error"
+    code = "wrong_state"
 
 
 class BodyTooLarge(TrefoilError):

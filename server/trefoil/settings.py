@@ -1,7 +1,9 @@
 """One frozen Settings, finished at birth. Only `cli` fills it, from flags and TREFOIL_<FLAG> variables."""
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from trefoil.errors import InvalidSetting
 
@@ -27,6 +29,11 @@ class ModelSource:
         return cls(name, source)
 
 
+def default_data_dir() -> Path:
+    """Where a user's data belongs (XDG base directories)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "trefoil"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the server runs. Sizes in bytes, times in seconds."""
@@ -46,8 +53,17 @@ class Settings:
     enable_prefix_caching: bool = True
     max_num_queued_reqs: int = 256
     max_body_size: int = 16 * 2**20
+    max_upload_size: int = 512 * 2**20
     shutdown_timeout: int = 30
+    data_dir: Path = field(default_factory=default_data_dir)
+    database_url: str | None = None
+    has_worker: bool = True
     log_json: bool = False
+
+    @property
+    def database(self) -> str:
+        """Where files, jobs and models are written down; SQLite in the data folder unless a URL says otherwise."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'trefoil.db'}"
 
     @property
     def rows_per_step(self) -> int:

@@ -98,14 +98,18 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 @contextmanager
 def launch(log: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Start `trefoil serve` without waiting for it; it and its engines are gone afterwards."""
+    """Start `trefoil serve` without waiting for it; it and its engines are gone afterwards.
+
+    Its data lie beside the log; it trains nothing unless `env` says otherwise.
+    """
+    own = {"TREFOIL_DATA_DIR": str(log.parent / "data"), "TREFOIL_NO_WORKER": "1"}
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             command("serve", "--port", "0", *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            env=environment(env),
+            env=environment({**own, **(env or {})}),
         )
     try:
         yield Server(process, log)

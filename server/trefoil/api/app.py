@@ -11,11 +11,12 @@ from trefoil.api.deps import ClientGone, gone
 from trefoil.api.fleet import Fleet
 from trefoil.api.middleware import ApiKeys, BodyLimit, RequestIds
 from trefoil.api.routes import ops
-from trefoil.api.routes.openai import chat, completions, models
+from trefoil.api.routes.openai import chat, completions, files, models
 from trefoil.api.routes.tasks import perplexity, text_classification, text_generation, tokenize
 from trefoil.api.sse import json_response
 from trefoil.api.validation import explain
 from trefoil.errors import TrefoilError, error_body
+from trefoil.store.store import Store
 
 log = structlog.get_logger()
 
@@ -23,6 +24,7 @@ ROUTERS = (
     chat.router,
     completions.router,
     models.router,
+    files.router,
     tokenize.router,
     text_generation.router,
     perplexity.router,
@@ -31,10 +33,10 @@ ROUTERS = (
 )
 
 
-def create_app(fleet: Fleet) -> FastAPI:
+def create_app(fleet: Fleet, store: Store) -> FastAPI:
     """The server's ASGI application over a started fleet."""
     app = FastAPI(title="trefoil", version=__version__, redoc_url=None)
-    app.state.fleet = fleet
+    app.state.fleet, app.state.store = fleet, store
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(TrefoilError, _trefoil_error)
@@ -44,7 +46,7 @@ def create_app(fleet: Fleet) -> FastAPI:
     app.add_exception_handler(Exception, _bug)
     settings = fleet.settings
     # the last added is the outermost
-    app.add_middleware(BodyLimit, limit=settings.max_body_size)
+    app.add_middleware(BodyLimit, limit=settings.max_body_size, limits={"/v1/files": settings.max_upload_size})
     app.add_middleware(ApiKeys, keys=settings.api_keys)
     app.add_middleware(RequestIds, metrics=fleet.metrics)
     return app

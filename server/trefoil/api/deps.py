@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from starlette.responses import Response
 
 from trefoil.api.fleet import Fleet
+from trefoil.store.store import Store
 
 T = TypeVar("T")
 
@@ -23,12 +24,18 @@ def _fleet(request: Request) -> Fleet:
     return fleet
 
 
+def _store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
 def _request_id(request: Request) -> str:
     request_id: str = request.state.request_id
     return request_id
 
 
 Models = Annotated[Fleet, Depends(_fleet)]
+Stored = Annotated[Store, Depends(_store)]
 RequestId = Annotated[str, Depends(_request_id)]
 
 

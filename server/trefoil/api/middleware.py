@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import orjson
 import structlog
@@ -63,18 +63,19 @@ class ApiKeys:
 
 
 class BodyLimit:
-    """Refuses bodies over a size, announced or not."""
+    """Refuses bodies over a size, announced or not; `limits` are those of paths with another than the common one."""
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
-        self._app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, *, limit: int, limits: Mapping[str, int]) -> None:
+        self._app, self._limit, self._limits = app, limit, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._limits.get(scope["path"], self._limit)
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._limit:
-            await send_error(self._error(), send, (b"connection", b"close"))
+        if announced.isdigit() and int(announced) > limit:
+            await send_error(_over(limit), send, (b"connection", b"close"))
             return
         taken = 0
 
@@ -82,14 +83,15 @@ class BodyLimit:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self._limit:
-                raise self._error()
+            if taken > limit:
+                raise _over(limit)
             return message
 
         await self._app(scope, counted, send)
 
-    def _error(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the request body is over the limit of {self._limit} bytes")
+
+def _over(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request body is over the limit of {limit} bytes")
 
 
 async def send_error(error: TrefoilError, send: Send, *headers: tuple[bytes, bytes]) -> None:

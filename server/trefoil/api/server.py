@@ -15,6 +15,7 @@ from trefoil.api.fleet import Fleet, StartRefused
 from trefoil.logs import configure_logs
 from trefoil.metrics import Metrics
 from trefoil.settings import Settings
+from trefoil.store.store import Store
 
 log = structlog.get_logger()
 
@@ -59,6 +60,7 @@ class Server(uvicorn.Server):
 async def run(settings: Settings) -> int:
     """Serve until a signal; the exit status."""
     configure_logs(as_json=settings.log_json)
+    store = await asyncio.to_thread(Store.open, settings.database, settings.data_dir)
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
@@ -73,7 +75,7 @@ async def run(settings: Settings) -> int:
         log.info("stopped", before="the models were read")
         return EXIT_OK
     config = uvicorn.Config(
-        create_app(fleet),
+        create_app(fleet, store),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -86,6 +88,7 @@ async def run(settings: Settings) -> int:
         await Server(config, fleet).serve(sockets=[listener])
     finally:
         await fleet.stop()
+        store.close()
     log.info("stopped")
     return EXIT_OK
 
