@@ -15,11 +15,12 @@ import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
+from trefoil.rows import Chat
 from trefoil.training.batch import Example
-from trefoil.training.data import chat_example, text_examples
+from trefoil.training.data import Reading, chat_example, text_examples
 from trefoil.training.loop import Objective, Progress, Recipe, Watch, train
 from trefoil.training.objectives.causal_lm import causal_lm
-from trefoil.training.objectives.sft import sft
+from trefoil.training.objectives.sft import Sft
 from trefoil_demo import world
 from trefoil_demo.card import model_card
 from trefoil_demo.facts import COUNTRIES, OPPOSITES, THINGS
@@ -126,9 +127,9 @@ def train_model(documents: Sequence[str], chats: Sequence[list[world.Message]], 
     model = checkpoint.build(_with_ids(tokenizer), seed=SEED)
     end_id, eos_id = _ends(tokenizer)
     windows = list(text_examples(documents, tokenizer, window=WINDOW, eos_id=eos_id))
-    longest = CONFIG["max_position_embeddings"]
-    turns = [chat_example(chat, tokenizer, end_ids={end_id}, longest=longest) for chat in chats]
-    for name, objective, examples, recipe in (("text", causal_lm, windows, PRETRAIN), ("chat", sft, turns, TUNE)):
+    reading = Reading(tokenizer, (end_id,), longest=CONFIG["max_position_embeddings"])
+    turns = [chat_example(Chat(tuple(chat)), reading) for chat in chats]
+    for name, objective, examples, recipe in (("text", causal_lm, windows, PRETRAIN), ("chat", Sft(), turns, TUNE)):
         _train(name, model, tokenizer, objective, examples, recipe)
     return model
 

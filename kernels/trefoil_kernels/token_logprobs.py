@@ -22,8 +22,13 @@ def reference(hidden_TM: Tensor, head_VM: Tensor, labels_T: Tensor) -> Tensor:
 
 def token_logprobs(hidden_TM: Tensor, head_VM: Tensor, labels_T: Tensor) -> Tensor:
     """log p(label) of each row, float32 [T]; differentiable in `hidden_TM` and `head_VM`."""
-    logprobs_T: Tensor = _TokenLogprobs.apply(hidden_TM, head_VM, labels_T)  # type: ignore[no-untyped-call]
-    return logprobs_T
+    return scored_labels(hidden_TM, head_VM, labels_T)[0]
+
+
+def scored_labels(hidden_TM: Tensor, head_VM: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(label) of each row as above, and whether no other entry is likelier, bool [T]."""
+    scores: tuple[Tensor, Tensor] = _TokenLogprobs.apply(hidden_TM, head_VM, labels_T)  # type: ignore[no-untyped-call]
+    return scores
 
 
 def row_chunks(num_rows: int, vocab: int) -> list[slice]:
@@ -34,27 +39,31 @@ def row_chunks(num_rows: int, vocab: int) -> list[slice]:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TM: Tensor, head_VM: Tensor, labels_T: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_TM: Tensor, head_VM: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
         lse_T = torch.empty(len(hidden_TM), dtype=torch.float32, device=hidden_TM.device)
-        picked_T = torch.empty_like(lse_T)
+        picked_T, is_top_T = torch.empty_like(lse_T), torch.empty_like(lse_T, dtype=torch.bool)
         for rows in row_chunks(len(hidden_TM), len(head_VM)):
             logits = (hidden_TM[rows] @ head_VM.T).float()  # [rows, V]
             lse_T[rows] = torch.logsumexp(logits, -1)
             picked_T[rows] = logits.gather(1, labels_T[rows, None])[:, 0]
+            is_top_T[rows] = picked_T[rows] >= logits.amax(-1)
         ctx.save_for_backward(hidden_TM, head_VM, labels_T, lse_T)
-        return picked_T - lse_T
+        ctx.mark_non_differentiable(is_top_T)
+        return picked_T - lse_T, is_top_T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        (grad_T,) = grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        grad_T, _ = grads
         hidden_TM, head_VM, labels_T, lse_T = ctx.saved_tensors
         grad_hidden_TM = torch.empty_like(hidden_TM)
-        grad_head_VM = torch.zeros_like(head_VM, dtype=torch.float32)
+        # a frozen head, as under an adapter, saves a third of the work
+        grad_head_VM = torch.zeros_like(head_VM, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in row_chunks(len(hidden_TM), len(head_VM)):
             probs = ((hidden_TM[rows] @ head_VM.T).float() - lse_T[rows, None]).exp_()  # [rows, V]
             grad_logits = probs.mul_(-grad_T[rows, None])
             grad_logits.scatter_add_(1, labels_T[rows, None], grad_T[rows, None])
             grad_logits = grad_logits.to(hidden_TM.dtype)
             grad_hidden_TM[rows] = grad_logits @ head_VM
-            grad_head_VM += grad_logits.T @ hidden_TM[rows]
-        return grad_hidden_TM, grad_head_VM.to(head_VM.dtype), None
+            if grad_head_VM is not None:
+                grad_head_VM += grad_logits.T @ hidden_TM[rows]
+        return grad_hidden_TM, None if grad_head_VM is None else grad_head_VM.to(head_VM.dtype), None

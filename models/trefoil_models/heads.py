@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from trefoil_kernels.token_logprobs import token_logprobs
+from trefoil_kernels.token_logprobs import scored_labels, token_logprobs
 from trefoil_models.config_keys import CheckpointError
 
 Head = Callable[[Tensor], Tensor]
@@ -70,3 +70,15 @@ class NextToken(nn.Module):
     def logprobs(self, hidden_RM: Tensor, labels_R: Tensor) -> Tensor:
         """log p(label) per row, float32 [R], without keeping the logits."""
         return token_logprobs(hidden_RM, self.weight, labels_R)
+
+    def scored(self, hidden_RM: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(label) per row, and whether no other entry is likelier, bool [R]."""
+        return scored_labels(hidden_RM, self.weight, labels_R)
+
+    def mean_logprobs(self, hidden_RM: Tensor, labels_R: Tensor, logprobs_R: Tensor) -> Tensor:
+        """The mean over the vocabulary of log p, [R], from the labels' own: mean_v z_v - lse, and lse = z_y - log p_y.
+
+        A mean of logits is the logit of the mean row, so no row's logits are needed.
+        """
+        from_label_RM = self.weight.float().mean(0) - self.weight[labels_R].float()
+        return (hidden_RM.float() * from_label_RM).sum(-1) + logprobs_R

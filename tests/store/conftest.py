@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,23 +17,23 @@ BACKENDS = ["sqlite", "postgres"]
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own, without a database's name; Debian's package has the binaries."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("PostgreSQL is not installed")
-    binaries, folder = found[-1].parent, tmp_path_factory.mktemp("pg")
-    become = _as_postgres(folder)
-    data, options = folder / "data", f"-k {folder} -c listen_addresses='' -c fsync=off"
-    _run([binaries / "initdb", "--auth=trust", "--username=trefoil", "--encoding=UTF8", data], **become)
-    _run(
-        [binaries / "pg_ctl", "--wait", f"--pgdata={data}", f"--options={options}", f"--log={folder}/log", "start"],
-        **become,
-    )
-    try:
-        yield f"postgresql://trefoil@/{{}}?host={folder}"
-    finally:
-        _run([binaries / "pg_ctl", "--wait", f"--pgdata={data}", "--mode=immediate", "stop"], **become)
+    binaries = found[-1].parent
+    with tempfile.TemporaryDirectory(prefix="trefoil-pg-") as name:  # another user must be able to reach it
+        folder = Path(name)
+        become = _as_postgres(folder)
+        control = [binaries / "pg_ctl", "--wait", f"--pgdata={folder}/data"]
+        options = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        _run([binaries / "initdb", "--auth=trust", "--username=trefoil", "--encoding=UTF8", f"{folder}/data"], **become)
+        _run([*control, f"--options={options}", f"--log={folder}/log", "start"], **become)
+        try:
+            yield f"postgresql://trefoil@/{{}}?host={folder}"
+        finally:
+            _run([*control, "--mode=immediate", "stop"], **become)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -75,9 +76,6 @@ def _as_postgres(folder: Path) -> dict[str, object]:
         return {}
     user = pwd.getpwnam("postgres")
     shutil.chown(folder, user.pw_uid, user.pw_gid)
-    for parent in [folder, *folder.parents][:-2]:
-        if parent.owner() != "root" or parent.stat().st_mode & 0o077 == 0:
-            parent.chmod(parent.stat().st_mode | 0o011)
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 

@@ -13,7 +13,7 @@ from training.conftest import trainable
 from trefoil.training.batch import Example, plan_epoch
 from trefoil.training.loop import DivergedError, Loss, Progress, Recipe, Watch, mean_loss, train
 from trefoil.training.objectives.causal_lm import causal_lm
-from trefoil.training.objectives.sft import sft
+from trefoil.training.objectives.sft import Sft
 from trefoil.training.saved_state import StateError
 from trefoil_models.checkpoint import Model
 
@@ -29,7 +29,7 @@ def weights(model: Model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("objective", [causal_lm, sft])
+@pytest.mark.parametrize("objective", [causal_lm, Sft()])
 def test_loss_falls_on_eight_examples(model: Model, objective: object) -> None:
     assert callable(objective)
     told: list[Progress] = []

@@ -9,7 +9,7 @@ from torch import Tensor
 import tiny
 from trefoil.training.batch import Example
 from trefoil.training.objectives.causal_lm import causal_lm
-from trefoil.training.objectives.sft import sft
+from trefoil.training.objectives.sft import Sft
 from trefoil_models.checkpoint import Model
 
 
@@ -25,7 +25,7 @@ def gradients(model: Model, total: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
 
 
-@pytest.mark.parametrize("objective", [causal_lm, sft])
+@pytest.mark.parametrize("objective", [causal_lm, Sft()])
 def test_packed_loss_and_gradient_are_the_sum_of_each_alone(model: Model, objective: object) -> None:
     assert callable(objective)
     examples = draw((9, 2, 17, 5))
@@ -45,7 +45,7 @@ def test_sft_loss_and_gradient_norm_equal_transformers(model: Model, folder: Pat
         labels = [i if learn else -100 for i, learn in zip(example.ids, example.is_label, strict=True)]
         logits = theirs(torch.tensor([example.ids])).logits[0, :-1]
         total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum")
-    ours = sft(model, examples)
+    ours = Sft()(model, examples)
     (total / ours.weight).backward()
     (ours.total / ours.weight).backward()
     torch.testing.assert_close(ours.total, total, atol=1e-4, rtol=1e-5)

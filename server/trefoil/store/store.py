@@ -7,8 +7,10 @@ import sqlalchemy as sa
 
 from trefoil.errors import InvalidSetting
 from trefoil.store.blobs import LocalBlobs
+from trefoil.store.catalog import Catalog
 from trefoil.store.database import connect
 from trefoil.store.files import Files
+from trefoil.store.jobs import LEASE_S, Jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +18,13 @@ class Store:
     """What the API and the workers share."""
 
     engine: sa.Engine
+    folder: Path
     files: Files
+    jobs: Jobs
+    catalog: Catalog
 
     @classmethod
-    def open(cls, url: str, folder: Path) -> "Store":
+    def open(cls, url: str, folder: Path, *, lease_s: float = LEASE_S) -> "Store":
         """Make the folder and bring the database up to date. Raises InvalidSetting."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +34,7 @@ class Store:
                 "--data-dir", str(folder), f"a folder that can be written ({error.strerror})"
             ) from error
         engine = connect(url)
-        return cls(engine, Files(engine, blobs))
+        return cls(engine, folder, Files(engine, blobs), Jobs(engine, lease_s=lease_s), Catalog(engine))
 
     def close(self) -> None:
         """Give the database's connections back."""

@@ -1,4 +1,4 @@
-"""Examples, and how they travel: packed into passes of about equally many rows, in an order that a seed decides."""
+"""How examples travel: packed into passes of about equally many rows, in an order that a seed decides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,44 +7,72 @@ from random import Random
 import torch
 from torch import Tensor
 
+from trefoil.training.examples import Example
 from trefoil_models.attend import packed_rows
 from trefoil_models.checkpoint import Model
 
+__all__ = ["Example", "Labels", "label_logprobs", "plan_epoch", "plan_steps", "scored_labels"]
+
+Pass = list[int]
+"""The numbers of the examples that go through the model together."""
+
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One sequence: its ids, and which of them the model must learn to predict from those before."""
+class Labels:
+    """The labels of a pass, all examples one after the other, and how many each example has."""
 
-    ids: tuple[int, ...]
-    is_label: tuple[bool, ...]
+    hidden_RM: Tensor
+    ids_R: Tensor
+    logprobs_R: Tensor
+    is_top_R: Tensor
+    lens: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        assert len(self.ids) == len(self.is_label) >= 2
-        assert not self.is_label[0], "nothing comes before the first id"
-
-    def __len__(self) -> int:
-        """Rows in a pass: the last id is only ever predicted."""
-        return len(self.ids) - 1
+    def sums(self) -> Tensor:
+        """log p of each example's labels together, [N]."""
+        return torch.stack([logprobs.sum() for logprobs in torch.split(self.logprobs_R, list(self.lens))])
 
 
-def label_logprobs(model: Model, examples: Sequence[Example]) -> Tensor:
-    """log p of every label of the examples in order, float32 [R], from one packed pass; only R rows meet the head."""
+def scored_labels(model: Model, examples: Sequence[Example]) -> Labels:
+    """Every label of the examples, from one packed pass; only rows that predict one meet the head."""
     device = model.lm_head.weight.device
     rows, attend = packed_rows([example.ids[:-1] for example in examples], device)
     is_label_T = torch.tensor([learn for example in examples for learn in example.is_label[1:]], device=device)
     next_T = torch.tensor([i for example in examples for i in example.ids[1:]], device=device)
     hidden_TM: Tensor = model(rows, attend)
-    return model.lm_head.logprobs(hidden_TM[is_label_T], next_T[is_label_T])
+    hidden_RM, ids_R = hidden_TM[is_label_T], next_T[is_label_T]
+    lens = tuple(example.num_labels for example in examples)
+    return Labels(hidden_RM, ids_R, *model.lm_head.scored(hidden_RM, ids_R), lens)
 
 
-def plan_epoch(lens: Sequence[int], budget: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """Numbers of the examples of each pass of one epoch: shuffled, then cut where the next would exceed the budget.
+def label_logprobs(model: Model, examples: Sequence[Example]) -> Tensor:
+    """log p of every label of the examples in order, float32 [R]."""
+    return scored_labels(model, examples).logprobs_R
+
+
+def plan_epoch(lens: Sequence[int], budget: int, *, seed: int, epoch: int) -> list[Pass]:
+    """Passes of one epoch: shuffled examples, cut where the next would exceed the budget.
 
     An example longer than the budget makes a pass alone. The same arguments always give the same plan.
     """
-    order = list(range(len(lens)))
+    return _cut(shuffled(len(lens), seed=seed, epoch=epoch), lens, budget)
+
+
+def plan_steps(lens: Sequence[int], budget: int, *, batch_size: int, seed: int, epoch: int) -> list[list[Pass]]:
+    """Steps of `batch_size` examples each, fewer in the last, every step cut into passes within the budget."""
+    order = shuffled(len(lens), seed=seed, epoch=epoch)
+    batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+    return [_cut(batch, lens, budget) for batch in batches]
+
+
+def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch takes its examples."""
+    order = list(range(count))
     Random(f"{seed} {epoch}").shuffle(order)
-    passes: list[list[int]] = []
+    return order
+
+
+def _cut(order: Sequence[int], lens: Sequence[int], budget: int) -> list[Pass]:
+    passes: list[Pass] = []
     rows = budget
     for number in order:
         if rows + lens[number] > budget:

@@ -1,16 +1,40 @@
-"""Rows to Examples: plain text in windows, chats with the loss on what the assistant says."""
+"""Rows to examples: plain text in windows, chats with the loss on what the assistant says, pairs of answers."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
-from trefoil.training.batch import Example
+from trefoil.rows import Chat, Continuation, Line, Message, Preference, Row, RowError, Text
+from trefoil.training.examples import Example, Pair
+from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.tokenizer import Tokenizer
 
-Messages = Sequence[Mapping[str, object]]
+E = TypeVar("E")
 
 
-class RowError(ValueError):
-    """A row that no example can be made of; the message says why and what to do."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one model reads rows. The first of the `end_ids` ends a text that nothing else has ended."""
+
+    tokenizer: Tokenizer
+    end_ids: tuple[int, ...]
+    longest: int
+    truncates: bool = False
+
+    def within(self, ids: Sequence[int], is_label: Sequence[bool]) -> Example:
+        """An example of these ids, no longer than may be. Raises RowError."""
+        if len(ids) > self.longest and not self.truncates:
+            raise RowError(f"{len(ids)} tokens, the limit is {self.longest}: shorten it, split it or set truncation")
+        ids, is_label = ids[: self.longest], [False, *is_label[1 : self.longest]]
+        if not any(is_label):
+            raise RowError("nothing to learn: no token of an answer is left")
+        return Example(tuple(ids), tuple(is_label))
+
+
+def examples_of(method: str, lines: Iterable[Line], reading: Reading) -> Iterator[Example | Pair]:
+    """What a method trains on. Raises RowError naming file, line and cause."""
+    return READERS[method](lines, reading)
 
 
 def text_examples(texts: Iterable[str], tokenizer: Tokenizer, *, window: int, eos_id: int) -> Iterator[Example]:
@@ -22,32 +46,102 @@ def text_examples(texts: Iterable[str], tokenizer: Tokenizer, *, window: int, eo
         yield Example(piece, (False, *[True] * (len(piece) - 1)))
 
 
-def chat_example(messages: Messages, tokenizer: Tokenizer, *, end_ids: Collection[int], longest: int) -> Example:
-    """One conversation, with the loss on every assistant message up to and including the token that ends it.
+def answer_example(row: Row, reading: Reading) -> Example:
+    """An example of a row that holds an answer. Raises RowError."""
+    if isinstance(row, Chat):
+        return chat_example(row, reading)
+    if isinstance(row, Continuation):
+        return continuation_example(row, reading)
+    raise RowError("it has no answer to learn: give messages, an instruction and its output, or prompt and completion")
+
+
+def continuation_example(row: Continuation, reading: Reading) -> Example:
+    """Plain text with the loss on how it goes on, and on the end of it."""
+    text = row.prompt + row.completion
+    encoding = reading.tokenizer.encode(text)
+    is_label = [end > start >= len(row.prompt) for start, end in encoding.offsets]
+    return reading.within([*encoding.ids, reading.end_ids[0]], [*is_label, True])
+
+
+def chat_example(chat: Chat, reading: Reading, *, first: int = 0) -> Example:
+    """One conversation, with the loss on every assistant message from the `first` on, through the token that ends it.
 
     Where an answer lies is found by rendering the chat up to it and through it, so any template will do whose
     rendering of a chat begins with its rendering of the chat's beginning. Raises RowError.
     """
-    text = tokenizer.render_chat(messages, add_generation_prompt=False)
+    tokenizer = reading.tokenizer
+    text = _rendered(chat, len(chat.messages), tokenizer)
     encoding = tokenizer.encode(text, add_special_tokens=False)
-    if len(encoding.ids) > longest:
-        raise RowError(f"a chat of {len(encoding.ids)} tokens, the limit is {longest}: shorten it or split it")
-    is_label = [False] * len(encoding.ids)
-    for start, end in _answer_spans(messages, text, tokenizer):
-        for at in _spoken(encoding.ids, encoding.offsets, start, end, end_ids):
+    ids, is_label = list(encoding.ids), [False] * len(encoding.ids)
+    for start, end in _answer_spans(chat, text, tokenizer, first):
+        for at in _spoken(ids, encoding.offsets, start, end, reading.end_ids):
             is_label[at] = True
     if not any(is_label[1:]):
-        raise RowError("a chat without an assistant message has nothing to learn from")
-    return Example(tuple(encoding.ids), (False, *is_label[1:]))
+        raise RowError("nothing to learn: the chat has no message of the assistant, or all of them have weight 0")
+    if is_label[-1] and ids[-1] not in reading.end_ids:  # the template leaves the end of the last turn open
+        ids, is_label = [*ids, reading.end_ids[0]], [*is_label, True]
+    return reading.within(ids, is_label)
 
 
-def _answer_spans(messages: Messages, text: str, tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
-    """Where in the text each answer begins and where the template goes on after it."""
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+def pair_of(row: Row, reading: Reading) -> Pair:
+    """Both answers of a preference, each with the loss on itself alone. Raises RowError."""
+    match row:
+        case Preference(Chat() as chosen, Chat() as rejected, num_shared):
+            return Pair(
+                chat_example(chosen, reading, first=num_shared), chat_example(rejected, reading, first=num_shared)
+            )
+        case Preference(Continuation() as chosen, Continuation() as rejected):
+            return Pair(continuation_example(chosen, reading), continuation_example(rejected, reading))
+    raise RowError("it has no two answers to compare: give prompt, chosen and rejected")
+
+
+def _each(make: Callable[[Row, Reading], E]) -> Callable[[Iterable[Line], Reading], Iterator[E]]:
+    """Examples line by line; an error names the line."""
+
+    def read(lines: Iterable[Line], reading: Reading) -> Iterator[E]:
+        for line in lines:
+            try:
+                yield make(line.row, reading)
+            except (RowError, ChatTemplateError) as error:
+                raise RowError(f"{line.file}, line {line.number}: {error}") from error
+
+    return read
+
+
+def _windows(lines: Iterable[Line], reading: Reading) -> Iterator[Example]:
+    """All texts end to end in windows of the greatest length."""
+    texts = _each(_text)(lines, reading)
+    return text_examples(texts, reading.tokenizer, window=reading.longest, eos_id=reading.end_ids[0])
+
+
+def _text(row: Row, _reading: Reading) -> str:
+    if isinstance(row, Text):
+        return row.text
+    raise RowError("it has no plain text to learn: give text")
+
+
+READERS: Mapping[str, Callable[[Iterable[Line], Reading], Iterator[Example | Pair]]] = {
+    "supervised": _each(answer_example),
+    "dpo": _each(pair_of),
+    "pretrain": _windows,
+}
+
+
+def _rendered(chat: Chat, num_messages: int, tokenizer: Tokenizer, *, asks: bool = False) -> str:
+    extra = {"tools": list(chat.tools)} if chat.tools else None
+    messages: list[Message] = [
+        {name: value for name, value in message.items() if name != "weight"} for message in chat.messages[:num_messages]
+    ]
+    return tokenizer.render_chat(messages, add_generation_prompt=asks, extra=extra)
+
+
+def _answer_spans(chat: Chat, text: str, tokenizer: Tokenizer, first: int) -> Iterator[tuple[int, int]]:
+    """Where in the text each answer to learn begins and where the template goes on after it."""
+    for number, message in enumerate(chat.messages):
+        if number < first or message["role"] != "assistant" or message.get("weight") == 0:
             continue
-        before = tokenizer.render_chat(messages[:number], add_generation_prompt=True)
-        through = tokenizer.render_chat(messages[: number + 1], add_generation_prompt=False)
+        before = _rendered(chat, number, tokenizer, asks=True)
+        through = _rendered(chat, number + 1, tokenizer)
         if not (text.startswith(through) and through.startswith(before)):
             raise RowError(
                 f"the chat template writes message {number} otherwise once others follow: end the chat there"
@@ -56,7 +150,7 @@ def _answer_spans(messages: Messages, text: str, tokenizer: Tokenizer) -> Iterat
 
 
 def _spoken(
-    ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int, end_ids: Collection[int]
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], start: int, end: int, end_ids: Sequence[int]
 ) -> Iterator[int]:
     """Places of the tokens that begin within the span, through the first that ends the turn."""
     for at, (begin, _) in enumerate(offsets):

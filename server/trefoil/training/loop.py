@@ -6,42 +6,69 @@ model, the optimizer and a Position, so a run that is killed and resumed ends wi
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from trefoil.training import saved_state
-from trefoil.training.batch import plan_epoch
+from trefoil.training.batch import Pass, plan_epoch, plan_steps
+from trefoil.training.masters import Masters
 from trefoil.training.saved_state import Position
 from trefoil_models.checkpoint import Model
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A sum over labels (or pairs), and over how many; a step descends on their quotient over all its passes."""
+    """A sum over labels (or pairs), and over how many; a step descends on their quotient over all its passes.
+
+    `sums` are told as means over the same.
+    """
 
     total: Tensor
     weight: int
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 E = TypeVar("E", bound=Sized)
 Objective = Callable[[Model, Sequence[E]], Loss]
 
 
+def _cosine(done: float) -> float:
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def _linear(done: float) -> float:
+    return 1 - done
+
+
+def _constant(done: float) -> float:
+    return 1.0
+
+
+SCHEDULES: Mapping[str, Callable[[float], float]] = {"cosine": _cosine, "linear": _linear, "constant": _constant}
+"""What is left of the peak rate above its floor, by how much of the way after the warm-up is done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train. `budget` is rows in a pass, `accumulate` passes in a step; intervals count steps, 0 is never."""
+    """How to train. `budget` is rows in a pass; intervals count steps, 0 is never.
+
+    A step takes `batch_size` examples, or, where that is None, `accumulate` passes of whatever fits them. What is
+    published on the way is published every `publish_every` steps, or at the end of each epoch where that is 0.
+    """
 
     learning_rate: float
     epochs: int = 1
     budget: int = 4096
     accumulate: int = 1
+    batch_size: int | None = None
     warmup: float = 0.05
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: str = "cosine"
     final_rate: float = 0.1
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
@@ -50,6 +77,7 @@ class Recipe:
     report_every: int = 10
     evaluate_every: int = 0
     checkpoint_every: int = 0
+    publish_every: int = 0
     seed: int = 0
 
     def rate(self, step: int, num_steps: int) -> float:
@@ -58,19 +86,29 @@ class Recipe:
         if step < num_warm:
             return self.learning_rate * (step + 1) / num_warm
         done = (step - num_warm) / max(1, num_steps - num_warm)
-        left = (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1 - done
+        left = SCHEDULES[self.schedule](done)
         return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
+
+    def plan(self, lens: Sequence[int], epoch: int) -> list[list[Pass]]:
+        """The passes of each step of one epoch."""
+        if self.batch_size is not None:
+            return plan_steps(lens, self.budget, batch_size=self.batch_size, seed=self.seed, epoch=epoch)
+        passes = plan_epoch(lens, self.budget, seed=self.seed, epoch=epoch)
+        return [passes[start : start + self.accumulate] for start in range(0, len(passes), self.accumulate)]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one step did; `loss` and `grad_norm` are means per label, before clipping."""
+    """What one step did; `loss`, `grad_norm` and the metrics are means per label, before clipping."""
 
     step: int
     num_steps: int
+    epoch: int
     loss: float
     grad_norm: float
     rate: float
+    num_rows: int
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +117,12 @@ class Watch:
 
     report: Callable[[Progress], None] = lambda progress: None
     evaluate: Callable[[int], None] = lambda step: None
+    publish: Callable[[Progress], None] = lambda progress: None
     heed: Callable[[], bool] = lambda: False
     """True: save and stop after this step."""
+    is_save_due: Callable[[], bool] = lambda: False
+    """True: save after this step and go on."""
+    saved: Callable[[int], None] = lambda step: None
 
 
 class DivergedError(RuntimeError):
@@ -109,19 +151,49 @@ def train(
         progress = run.step()
         is_stopping = watch.heed()
         _tell(watch, recipe, progress, model)
-        if folder is not None and (is_stopping or _is_due(progress.step, recipe.checkpoint_every)):
+        if progress.step in run.publish_at:
+            watch.publish(progress)
+        if folder is not None and (
+            is_stopping or _is_due(progress.step, recipe.checkpoint_every) or watch.is_save_due()
+        ):
             run.save(folder)
+            watch.saved(progress.step)
     model.train(False)
     return run.position.step == run.num_steps
 
 
-@torch.no_grad()
 def mean_loss(model: Model, objective: Objective[E], examples: Sequence[E], *, budget: int) -> float:
     """The objective's mean over examples that are not trained on."""
-    lens = [len(example) for example in examples]
-    passes = plan_epoch(lens, budget, seed=0, epoch=0)
-    losses = [objective(model, [examples[n] for n in numbers]) for numbers in passes]
-    return sum(float(loss.total) for loss in losses) / sum(loss.weight for loss in losses)
+    return evaluate(model, objective, examples, budget=budget)["loss"]
+
+
+@torch.no_grad()
+def evaluate(model: Model, objective: Objective[E], examples: Sequence[E], *, budget: int) -> dict[str, float]:
+    """The objective's `loss` and metrics over examples that are not trained on."""
+    passes = plan_epoch([len(example) for example in examples], budget, seed=0, epoch=0)
+    tally = Tally()
+    for numbers in passes:
+        tally.add(objective(model, [examples[n] for n in numbers]))
+    return tally.means
+
+
+class Tally:
+    """Sums of losses over passes, left on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, loss: Loss) -> None:
+        self.weight += loss.weight
+        for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
+            before = self._sums.get(name)
+            self._sums[name] = value.double() if before is None else before + value
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Each sum by the common weight; the loss's name is `loss`."""
+        return {name: float(value) / self.weight for name, value in self._sums.items()}
 
 
 def _tell(watch: Watch, recipe: Recipe, progress: Progress, model: Model) -> None:
@@ -142,61 +214,67 @@ class Run(Generic[E]):
 
     def __init__(self, model: Model, objective: Objective[E], examples: Sequence[E], recipe: Recipe) -> None:
         self.model, self.objective, self.examples, self.recipe = model, objective, examples, recipe
-        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = adamw(self.named, recipe)
+        self.masters = Masters({name: p for name, p in model.named_parameters() if p.requires_grad})
+        self.optimizer = adamw(self.masters.named, recipe)
         self.position = Position(step=0, epoch=0, taken=0)
-        self.passes = self._plan(0)
-        self.fingerprint = hashlib.sha256(repr((recipe, self._lens())).encode()).hexdigest()
-        self.num_steps = sum(-(-len(self._plan(e)) // recipe.accumulate) for e in range(recipe.epochs))
+        self.lens = [len(example) for example in examples]
+        self.steps = recipe.plan(self.lens, 0)
+        self.fingerprint = hashlib.sha256(repr((recipe, self.lens)).encode()).hexdigest()
+        ends = list(accumulate(len(recipe.plan(self.lens, epoch)) for epoch in range(recipe.epochs)))
+        self.num_steps = ends[-1]
+        every = recipe.publish_every
+        self.publish_at = frozenset(range(every, self.num_steps + 1, every) if every else ends)
 
     def step(self) -> Progress:
-        """One update from the next `accumulate` passes, fewer at an epoch's end."""
+        """One update from the step's passes."""
         rate = self.recipe.rate(self.position.step, self.num_steps)
-        loss = self._accumulate(self.passes[self.position.taken : self.position.taken + self.recipe.accumulate])
-        norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.recipe.clip))
+        passes = self.steps[self.position.taken]
+        tally = self._accumulate(passes)
+        norm = float(nn.utils.clip_grad_norm_(self.masters.named.values(), self.recipe.clip))
+        metrics = tally.means
+        loss = metrics.pop("loss")
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(f"step {self.position.step + 1}: loss {loss}, gradient norm {norm}: lower the rate")
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        self.masters.spread()
+        num_rows = sum(self.lens[number] for numbers in passes for number in numbers)
+        epoch = self.position.epoch
         self._advance()
-        return Progress(self.position.step, self.num_steps, loss, norm, rate)
+        return Progress(self.position.step, self.num_steps, epoch, loss, norm, rate, num_rows, metrics)
 
     def save(self, folder: Path) -> None:
         """Everything that `resume` needs."""
-        saved_state.save(folder, self.named, self.optimizer, self.position, run=self.fingerprint)
+        saved_state.save(folder, self.masters.named, self.optimizer, self.position, run=self.fingerprint)
 
     def resume(self, folder: Path) -> None:
         """Go on from the folder's checkpoint, where there is one."""
-        position = saved_state.load(folder, self.named, self.optimizer, run=self.fingerprint)
+        position = saved_state.load(folder, self.masters.named, self.optimizer, run=self.fingerprint)
         if position is not None:
-            self.position, self.passes = position, self._plan(position.epoch)
+            self.masters.spread()
+            self.position, self.steps = position, self.recipe.plan(self.lens, position.epoch)
 
-    def _accumulate(self, passes: list[list[int]]) -> float:
-        """Leave the gradient of the mean over all labels of these passes; the mean loss."""
+    def _accumulate(self, passes: list[Pass]) -> Tally:
+        """Leave the gradient of the mean over all labels of these passes; their sums."""
         self.optimizer.zero_grad(set_to_none=True)
-        total, weight = 0.0, 0
+        tally = Tally()
         for numbers in passes:
             loss = self.objective(self.model, [self.examples[n] for n in numbers])
             loss.total.backward()  # type: ignore[no-untyped-call]
-            total, weight = total + float(loss.total.detach()), weight + loss.weight
-        for parameter in self.named.values():
+            self.masters.gather()
+            tally.add(loss)
+        for parameter in self.masters.named.values():
             if parameter.grad is not None:
-                parameter.grad /= weight
-        return total / weight
+                parameter.grad /= tally.weight
+        return tally
 
     def _advance(self) -> None:
-        step, epoch, taken = self.position.step + 1, self.position.epoch, self.position.taken + self.recipe.accumulate
-        if taken >= len(self.passes):
+        step, epoch, taken = self.position.step + 1, self.position.epoch, self.position.taken + 1
+        if taken >= len(self.steps):
             epoch, taken = epoch + 1, 0
-            self.passes = self._plan(epoch)
+            self.steps = self.recipe.plan(self.lens, epoch)
         self.position = Position(step, epoch, taken)
-
-    def _plan(self, epoch: int) -> list[list[int]]:
-        return plan_epoch(self._lens(), self.recipe.budget, seed=self.recipe.seed, epoch=epoch)
-
-    def _lens(self) -> list[int]:
-        return [len(example) for example in self.examples]
 
 
 def adamw(named: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from trefoil.training.batch import Example, label_logprobs
+from trefoil.training.batch import Example, scored_labels
 from trefoil.training.loop import Loss
 from trefoil_models.checkpoint import Model
 
@@ -16,5 +16,5 @@ def causal_lm_loss(logprobs_R: Tensor) -> Tensor:
 
 def causal_lm(model: Model, examples: Sequence[Example]) -> Loss:
     """The loss of windows of text, whose labels are all ids but the first."""
-    logprobs_R = label_logprobs(model, examples)
-    return Loss(causal_lm_loss(logprobs_R), len(logprobs_R))
+    labels = scored_labels(model, examples)
+    return Loss(causal_lm_loss(labels.logprobs_R), len(labels.ids_R), {"mean_token_accuracy": labels.is_top_R.sum()})

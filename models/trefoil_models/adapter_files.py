@@ -1,0 +1,137 @@
+"""LoRA adapters in PEFT's file format, both ways: adapter_config.json and adapter_model.safetensors.
+
+A tensor is named `base_model.model.<the layer's name in the published model>.lora_A.weight` (or lora_B).
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trefoil_models.checkpoint import Model
+from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.heads import NextToken
+from trefoil_models.layers import Embedding
+from trefoil_models.lora import ALL_LINEAR, LoraLinear, LoraShape, LowRank, wrapped_layers
+from trefoil_models.model_folder import read_json
+from trefoil_models.weight_files import SafetensorsFile
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+HALF = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
+MUST_BE_OFF = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices")
+"""Keys that change the mathematics, or add weights that are no pair of low-rank matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """An adapter's files, checked; `lows` by the layer's name within our model."""
+
+    shape: LoraShape
+    base: str
+    lows: dict[str, LowRank]
+
+
+def save_adapter(model: Model, folder: Path, shape: LoraShape, *, base: str) -> None:
+    """Write the adapters of a wrapped model; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = wrapped_layers(model)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        for half, matrix in (("A", layer.lora_down), ("B", layer.lora_up)):
+            tensors[f"{PREFIX}{model.base_prefix}{name}.lora_{half}.weight"] = matrix.detach().cpu().contiguous()
+    temporary = folder / f".{WEIGHTS}.part"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / WEIGHTS)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": shape.r,
+        "lora_alpha": shape.alpha,
+        "lora_dropout": shape.dropout,
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "bias": "none",
+        "fan_in_fan_out": bool(model.transposed),
+        "inference_mode": True,
+    }
+    temporary = folder / f".{CONFIG}.part"
+    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / CONFIG)
+
+
+def read_adapter(folder: Path, model: Model) -> AdapterFile:
+    """An adapter for this model. Raises CheckpointError naming the file and what in it cannot be used."""
+    keys = Keys(read_json(folder / CONFIG), file=CONFIG)
+    _refuse(keys)
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{WEIGHTS} is missing in {folder}")
+    file = SafetensorsFile(folder / WEIGHTS)
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name in file.shapes:
+        found = HALF.fullmatch(name)
+        if found is None:
+            raise CheckpointError(f"{WEIGHTS}: tensor {name} is no lora_A or lora_B matrix")
+        layer = found["layer"].removeprefix(PREFIX).removeprefix(model.base_prefix)
+        halves.setdefault(layer, {})[found["half"]] = file.read(name)
+    lows = {layer: _low(keys, layer, pair, model) for layer, pair in halves.items()}
+    if not lows:
+        raise CheckpointError(f"{WEIGHTS} holds no tensors")
+    return AdapterFile(_shape(keys), keys.text("base_model_name_or_path", ""), lows)
+
+
+def _refuse(keys: Keys) -> None:
+    if keys.text("peft_type", "LORA") != "LORA":
+        raise CheckpointError(f"{CONFIG}: peft_type = {keys.text('peft_type')!r} is not supported; known: LORA")
+    for name in MUST_BE_OFF:
+        if keys.values.get(name):
+            raise CheckpointError(f"{CONFIG}: {name} is not supported")
+    if keys.text("bias", "none") != "none":
+        raise CheckpointError(f"{CONFIG}: bias = {keys.text('bias')!r} is not supported; known: none")
+
+
+def _shape(keys: Keys) -> LoraShape:
+    targets = keys.values.get("target_modules")
+    names = tuple(targets) if isinstance(targets, list) else (ALL_LINEAR,)
+    return LoraShape(keys.size("r"), keys.number("lora_alpha", 8.0), keys.number("lora_dropout", 0.0), names)
+
+
+def _low(keys: Keys, layer: str, pair: dict[str, Tensor], model: Model) -> LowRank:
+    if pair.keys() != {"A", "B"}:
+        raise CheckpointError(f"{WEIGHTS}: layer {layer} has only its lora_{next(iter(pair))}")
+    down_RM, up_OR = pair["A"], pair["B"]
+    weight = _weight(model, layer)
+    wanted = (up_OR.shape[0], down_RM.shape[1])
+    if down_RM.dim() != 2 or up_OR.dim() != 2 or down_RM.shape[0] != up_OR.shape[1] or wanted != tuple(weight.shape):
+        raise CheckpointError(
+            f"{WEIGHTS}: layer {layer} is adapted by {list(down_RM.shape)} and {list(up_OR.shape)}, "
+            f"the model's weight is {list(weight.shape)}"
+        )
+    alpha = _pattern(keys, "alpha_pattern", layer, keys.number("lora_alpha", 8.0))
+    rank = down_RM.shape[0]
+    return LowRank(down_RM, up_OR, alpha / (math.sqrt(rank) if keys.flag("use_rslora", False) else rank))
+
+
+def _weight(model: Any, layer: str) -> Tensor:
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError:
+        raise CheckpointError(f"{WEIGHTS}: the model has no layer {layer}") from None
+    weight = module.base.weight if isinstance(module, LoraLinear) else module.weight
+    if isinstance(module, Embedding | NextToken) or not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise CheckpointError(f"{WEIGHTS}: {layer} is no linear layer within the model; only these can be adapted")
+    return weight
+
+
+def _pattern(keys: Keys, name: str, layer: str, default: float) -> float:
+    """A value that some layers have for themselves, by a regular expression on their name, as PEFT reads it."""
+    pattern: Any = keys.values.get(name) or {}
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", layer):
+            return float(value)
+    return default

@@ -1,0 +1,92 @@
+"""What a training job may be told, by method: each field checked by name, what is not known refused.
+
+`"auto"` stays until the data are counted; `training.autos` then puts numbers in its place.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from trefoil.errors import InvalidRequest
+
+Auto = Literal["auto"]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class Lora(Struct, frozen=True, forbid_unknown_fields=True):
+    """An adapter's shape, by PEFT's words."""
+
+    r: Annotated[int, Meta(ge=1, le=1024)] = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class Hyperparameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every method takes. A null `lora` trains all weights; a `learning_rate` wins over its multiplier."""
+
+    n_epochs: Auto | Annotated[int, Meta(ge=1, le=1000)] = "auto"
+    batch_size: Auto | Count = "auto"
+    learning_rate_multiplier: Auto | Positive = "auto"
+    learning_rate: Auto | Annotated[float, Meta(gt=0, le=10)] = "auto"
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Share = 0.03
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    adam_beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
+    max_grad_norm: Positive = 1.0
+    gradient_accumulation_steps: Count = 1
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    max_length: Count | None = None
+    truncation: bool = False
+    packing: bool = True
+    lora: Lora | None = Lora()
+    logging_steps: Count = 1
+    eval_steps: Count | None = None
+    save_steps: Count | None = None
+    save_total_limit: Count = 3
+
+
+class Supervised(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn to answer."""
+
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+
+
+class Dpo(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn to prefer."""
+
+    beta: Auto | Positive = "auto"
+    loss_type: Literal["sigmoid", "ipo", "hinge"] = "sigmoid"
+    label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+    length_normalized: bool = False
+
+
+class Pretrain(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn text."""
+
+
+METHODS: Mapping[str, type[Hyperparameters]] = {"supervised": Supervised, "dpo": Dpo, "pretrain": Pretrain}
+
+
+def read_hyperparameters(method: str, values: Mapping[str, Any], *, path: str) -> Hyperparameters:
+    """Checked hyperparameters of a known method. Raises InvalidRequest whose `param` begins with `path`."""
+    kind = METHODS[method]
+    for name in values:
+        if name not in kind.__struct_fields__:
+            known = ", ".join(sorted(kind.__struct_fields__))
+            raise InvalidRequest(
+                f"{name!r} is no hyperparameter of the method {method}; known are {known}", param=f"{path}.{name}"
+            )
+    try:
+        return msgspec.convert(dict(values), kind)
+    except msgspec.ValidationError as error:
+        told, _, where = str(error).partition(" - at `$.")
+        param = f"{path}.{where.rstrip('`')}" if where else path
+        raise InvalidRequest(f"{param}: {told[:1].lower()}{told[1:]}", param=param) from error
