@@ -56,6 +56,14 @@ class Attend(Protocol):
         """Each row's attention over its own sequence up to what the mask lets it see, [T, H, D]."""
         ...
 
+    def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:
+        """Keep an encoder's keys and values for a decoder's site, once for each sequence."""
+        ...
+
+    def recall(self, site: int, q_THD: Tensor, *, scale: float) -> Tensor:
+        """Each row's attention over all that its sequence remembers, [T, H, D]."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PackedAttend:
@@ -89,6 +97,25 @@ class PackedAttend:
         return packed_attention(
             q_THD, k_KGD, v_KGD, self.packing, mask=Mask.FULL, scale=scale, keys=self.remembered_packing
         )
+
+
+def packed_pairs(
+    sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> "Pairs":
+    """Whole inputs and the sequences that a decoder makes of them, as one pass of each side."""
+    encoder_rows, here = packed_rows(sources, device)
+    rows, own = packed_rows(targets, device)
+    return Pairs(encoder_rows, here, rows, PackedAttend(own.packing, remembered_packing=here.packing))
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What an encoder-decoder takes: `encode(encoder_rows, here, there)`, then `(rows, there)`."""
+
+    encoder_rows: Rows
+    here: PackedAttend
+    rows: Rows
+    there: PackedAttend
 
 
 def packed_rows(

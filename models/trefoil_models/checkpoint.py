@@ -22,6 +22,7 @@ from trefoil_models import families
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken, asked_heads
+from trefoil_models.layers import WideLinear
 from trefoil_models.model_folder import ModelFolder, read_labels
 from trefoil_models.weight_files import Weights, open_weights
 
@@ -83,6 +84,7 @@ class Model(Protocol):
     def __call__(self, rows: Rows, attend: Attend) -> Tensor: ...
     def train(self, mode: bool = True) -> Any: ...
     def to(self, device: torch.device | str) -> Any: ...
+    def get_submodule(self, target: str) -> nn.Module: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -104,7 +106,7 @@ class Blueprint:
         shared: dict[int, nn.Parameter] = {}
         for name, hollow in list(self.model.named_parameters(remove_duplicate=False)):
             if id(hollow) not in shared:
-                tensor = self._tensor(name).to(device=device, dtype=dtype)
+                tensor = self._tensor(name).to(device=device, dtype=_dtype(self.model, name, dtype))
                 shared[id(hollow)] = nn.Parameter(tensor, requires_grad=False)
             _put(self.model, name, shared[id(hollow)])
         self.model.to(device)  # the buffers that no file holds
@@ -228,11 +230,14 @@ def _refuse_unimplemented(keys: Keys) -> None:
 
 def _match(model: Model, weights: Weights) -> dict[str, str]:
     """Parameter name -> name in the files, after every shape was compared."""
-    found = {_own_name(model, name): name for name in weights.files}
-    sources = {}
+    found = _found(model, weights)
+    sources: dict[str, str] = {}
+    taken: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name == model.vocab_matrix and name not in found:
-            continue  # tied: the embedding is the head
+        is_tied = id(parameter) in taken
+        taken.add(id(parameter))
+        if name not in found and is_tied:
+            continue
         if name not in found:
             missing = [n for n, _ in model.named_parameters() if n not in found]
             raise CheckpointError(f"tensor {_file_name(model, name)} is missing ({len(missing)} missing in all)")
@@ -249,6 +254,16 @@ def _match(model: Model, weights: Weights) -> dict[str, str]:
     return sources
 
 
+def _found(model: Model, weights: Weights) -> dict[str, str]:
+    """Our name -> name in the files; where a tensor is there twice, not the alias."""
+    found: dict[str, str] = {}
+    for name in weights.files:
+        own = _own_name(model, name)
+        if own not in found or own == name.removeprefix(model.base_prefix):
+            found[own] = name
+    return found
+
+
 def _own_name(model: Model, file_name: str) -> str:
     """Without the base prefix and in today's words: files of 2018 call a norm's weight gamma and its bias beta."""
     name = file_name.removeprefix(model.base_prefix)
@@ -259,6 +274,11 @@ def _own_name(model: Model, file_name: str) -> str:
 
 def _file_name(model: Model, name: str) -> str:
     return name if name.partition(".")[0] in model.outside else model.base_prefix + name
+
+
+def _dtype(model: Model, name: str, dtype: torch.dtype) -> torch.dtype:
+    is_wide = isinstance(model.get_submodule(name.rpartition(".")[0]), WideLinear)
+    return torch.float32 if is_wide and dtype == torch.float16 else dtype
 
 
 def _is_transposed(model: Model, name: str) -> bool:

@@ -8,6 +8,7 @@ belongs together.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from trefoil_kernels.token_logprobs import scored_labels, token_logprobs
@@ -55,30 +56,42 @@ def asked_heads(architectures: list[str], kind: str) -> frozenset[str]:
 
 
 class NextToken(nn.Module):
-    """Scores of every vocabulary entry for the token after each row; its matrix may be the input embedding's."""
+    """Scores of every vocabulary entry for the token after each row; its matrix may be the input embedding's.
+
+    BART adds a bias, [1, V].
+    """
 
     weight: nn.Parameter
 
-    def __init__(self, weight_VM: nn.Parameter) -> None:
+    def __init__(self, weight_VM: nn.Parameter, bias_1V: nn.Parameter | None = None) -> None:
         super().__init__()
-        self.weight = weight_VM
+        self.weight, self.bias = weight_VM, bias_1V
 
     def logits(self, hidden_RM: Tensor) -> Tensor:
         """[R, V] in the model's dtype."""
-        return hidden_RM @ self.weight.T
+        logits_RV = hidden_RM @ self.weight.T
+        return logits_RV if self.bias is None else logits_RV + self.bias
 
     def logprobs(self, hidden_RM: Tensor, labels_R: Tensor) -> Tensor:
         """log p(label) per row, float32 [R], without keeping the logits."""
-        return token_logprobs(hidden_RM, self.weight, labels_R)
+        return token_logprobs(*self._without_bias(hidden_RM), labels_R)
 
     def scored(self, hidden_RM: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
         """log p(label) per row, and whether no other entry is likelier, bool [R]."""
-        return scored_labels(hidden_RM, self.weight, labels_R)
+        return scored_labels(*self._without_bias(hidden_RM), labels_R)
 
     def mean_logprobs(self, hidden_RM: Tensor, labels_R: Tensor, logprobs_R: Tensor) -> Tensor:
         """The mean over the vocabulary of log p, [R], from the labels' own: mean_v z_v - lse, and lse = z_y - log p_y.
 
         A mean of logits is the logit of the mean row, so no row's logits are needed.
         """
-        from_label_RM = self.weight.float().mean(0) - self.weight[labels_R].float()
-        return (hidden_RM.float() * from_label_RM).sum(-1) + logprobs_R
+        rows_RM, matrix_VM = self._without_bias(hidden_RM)
+        from_label_RM = matrix_VM.float().mean(0) - matrix_VM[labels_R].float()
+        return (rows_RM.float() * from_label_RM).sum(-1) + logprobs_R
+
+    def _without_bias(self, hidden_RM: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and matrix that give the same logits: a column of ones meets the bias as one more column."""
+        if self.bias is None:
+            return hidden_RM, self.weight
+        rows_RM = torch.cat([hidden_RM, torch.ones_like(hidden_RM[:, :1])], 1)
+        return rows_RM, torch.cat([self.weight, self.bias.T], 1)

@@ -13,6 +13,10 @@ from trefoil_kernels.rms_norm import rms_norm
 Linear = nn.Linear
 
 
+class WideLinear(nn.Linear):
+    """A Linear whose products overflow float16: its weight stays in float32 where the others become float16."""
+
+
 class Embedding(nn.Embedding):
     """torch's own; its weight may serve as the head's."""
 

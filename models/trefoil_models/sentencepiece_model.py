@@ -93,6 +93,10 @@ class SentencePieceModel:
         """The same model, taking texts as they begin."""
         return replace(self, has_dummy_prefix=False)
 
+    def extended(self, controls: Iterable[str]) -> "SentencePieceModel":
+        """The same model with more control tokens behind its pieces."""
+        return replace(self, pieces=[*self.pieces, *(Piece(text, 0.0, Kind.CONTROL) for text in controls)])
+
     def user_defined(self) -> set[str]:
         """The pieces that text is always cut around, but that are text themselves."""
         return {piece.text for piece in self.pieces if piece.kind == Kind.USER_DEFINED}

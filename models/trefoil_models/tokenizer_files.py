@@ -1,6 +1,6 @@
 """A folder's tokenizer files, whichever kind it has, into the parts of a `Tokenizer`; imports no torch.
 
-Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or SentencePiece's `tokenizer.model`.
+Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or SentencePiece's `tokenizer.model`, or T5's `spiece.model`.
 """
 
 import json
@@ -17,6 +17,8 @@ from trefoil_models.sentencepiece_model import DummyPrefix, SentencePieceModel, 
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+MOST_SENTINELS = 10_000
 
 
 class TokenizerError(ValueError):
@@ -107,7 +109,7 @@ class _Config:
             stored = named[0].get("template") if named else None
         return stored if isinstance(stored, str) else None
 
-    def with_defaults(self, defaults: Mapping[str, str | None]) -> "_Config":
+    def with_defaults(self, defaults: Mapping[str, object]) -> "_Config":
         """The same, where the folder leaves a token unnamed with the name that its kind of tokenizer gives it."""
         return _Config({**defaults, **self.values}, self.added)
 
@@ -168,18 +170,45 @@ def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
 
 def _from_sentencepiece(folder: Path, config: _Config) -> Parts:
     """LLaMA's file: a text begins with bos unless the config says no."""
+    return _sentencepiece(_parsed(folder / "tokenizer.model"), config, adds_bos=True)
+
+
+def _from_t5(folder: Path, config: _Config) -> Parts:
+    """T5's file: eos behind each text, sentinels behind the pieces, the first of them last; mT5 has them inside."""
+    model = _parsed(folder / "spiece.model")
+    count = config.values.get("extra_ids", 100)
+    if not isinstance(count, int) or not 0 <= count <= MOST_SENTINELS:
+        raise TokenizerError(f"tokenizer_config.json: extra_ids must be from 0 to {MOST_SENTINELS}, not {count!r}")
+    if sentinel(0) not in {piece.text for piece in model.pieces}:
+        model = model.extended(sentinel(number) for number in reversed(range(count)))
+    return _sentencepiece(model, config.with_defaults({"add_eos_token": True}), adds_bos=False)
+
+
+def sentinel(number: int) -> str:
+    """The token that stands for a gap in a text, by T5's name for it."""
+    return f"<extra_id_{number}>"
+
+
+def _parsed(path: Path) -> SentencePieceModel:
     try:
-        model = SentencePieceModel.parse((folder / "tokenizer.model").read_bytes())
-        model = model.renamed({place: token.content for place, token in config.added.items()})
-        if config.flag("add_prefix_space") is False:
-            model = model.without_prefix()
+        return SentencePieceModel.parse(path.read_bytes())
+    except Exception as error:  # damage shows as whatever it first runs into
+        raise TokenizerError(f"{path.name}: expected a SentencePiece BPE or Unigram model: {error}") from error
+
+
+def _sentencepiece(model: SentencePieceModel, config: _Config, *, adds_bos: bool) -> Parts:
+    """The tokenizer of a parsed file; `adds_bos` where the config does not say."""
+    model = model.renamed({place: token.content for place, token in config.added.items()})
+    if config.flag("add_prefix_space") is False:
+        model = model.without_prefix()
+    try:
         backend = build(model)
     except Exception as error:  # the library raises no narrower type
-        raise TokenizerError(f"tokenizer.model: expected a SentencePiece BPE or Unigram model: {error}") from error
+        raise TokenizerError(f"expected a SentencePiece BPE or Unigram model: {error}") from error
     names = {f"{part}_token": model.token(part) for part in ("bos", "eos", "pad", "unk")}
     roles = config.with_defaults(names).roles()
     if roles.add_bos is None:
-        roles = replace(roles, add_bos=True)
+        roles = replace(roles, add_bos=adds_bos)
     _add_tokens(backend, config, roles)
     _frame(backend, roles)
     if not model.has_dummy_prefix:
@@ -192,6 +221,7 @@ _SOURCES = {
     ("tokenizer.json",): _from_json,
     ("vocab.json", "merges.txt"): _from_byte_pairs,
     ("tokenizer.model",): _from_sentencepiece,
+    ("spiece.model",): _from_t5,
 }
 
 _GPT2_ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}

@@ -13,13 +13,25 @@ from trefoil_kernels.paged_attention import PageTable, paged_attention
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """What an encoder-decoder recalls: where each sequence's input lies, and the slots of rows encoded just now."""
+
+    slots_K: Tensor
+    table: PageTable
+
+
+@dataclass(frozen=True, slots=True)
 class PagedAttend:
-    """One step's rows over the pages of every site; a prefill chunk and a decode differ in row counts only."""
+    """One step's rows over the pages of every site; a prefill chunk and a decode differ in row counts only.
+
+    A site's own keys and those it remembers of an encoder have one shape and lie in the same pool, on other pages.
+    """
 
     pages: Sequence[Pages]
     slots_T: Tensor
     table: PageTable
     packing: Packing
+    sources: Sources | None = None
 
     def own(
         self,
@@ -34,3 +46,12 @@ class PagedAttend:
     ) -> Tensor:
         page_write(self.pages[site], k_TGD, v_TGD, self.slots_T)
         return paged_attention(q_THD, self.pages[site], self.table, self.packing, mask=mask, scale=scale, bias=bias)
+
+    def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:
+        assert self.sources is not None, "a decoder remembers no encoder"
+        page_write(self.pages[site], k_KGD, v_KGD, self.sources.slots_K)
+
+    def recall(self, site: int, q_THD: Tensor, *, scale: float) -> Tensor:
+        assert self.sources is not None, "a decoder recalls no encoder"
+        pages, table = self.pages[site], self.sources.table
+        return paged_attention(q_THD, pages, table, self.packing, mask=Mask.FULL, scale=scale)
