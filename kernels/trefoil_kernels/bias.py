@@ -27,6 +27,12 @@ class RelativeBias:
         ahead_QK = keys_K[None, :] - queries_Q[:, None]
         return self.table_BH.float()[self.buckets(ahead_QK)].permute(2, 0, 1)
 
+    def by_distance(self) -> Tensor:
+        """Float32 [H, 2 * max_distance + 1] for key - query from -max_distance on: farther keys share the ends."""
+        reach = self.max_distance
+        ahead_E = torch.arange(-reach, reach + 1, device=self.table_BH.device)
+        return self.table_BH.float()[self.buckets(ahead_E)].T.contiguous()
+
     def buckets(self, ahead_QK: Tensor) -> Tensor:
         """The bucket of each key - query, int64 of the same shape."""
         count = len(self.table_BH)

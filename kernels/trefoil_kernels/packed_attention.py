@@ -6,15 +6,26 @@ Query head h reads KV head h // (H / G). Keys may be of another packing (cross-a
 `reference` says it plainly; `packed_attention` is the door.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trefoil_kernels.attention_tile import WIDEST_HEAD, kernel_bias
 from trefoil_kernels.bias import Bias
+from trefoil_kernels.launch import chip, runs_triton
 from trefoil_kernels.masks import Mask
+from trefoil_kernels.packed_attention_triton import (
+    DESCRIPTOR_CHIPS,
+    Call,
+    Layout,
+    attend,
+    backward_tile,
+    can_describe,
+    forward_tile,
+)
 
 PAD_LIMIT = 1.25
 """Sequences share one padded matmul while the padded rows stay within this factor of the real ones."""
@@ -25,11 +36,29 @@ class Packing:
     """How many rows each sequence brings, in order."""
 
     lens: tuple[int, ...]
+    _on_device: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def starts(self) -> list[int]:
         """Row at which each sequence begins, then the number of rows: N + 1 numbers."""
         return [0, *accumulate(self.lens)]
+
+    def starts_on(self, device: torch.device) -> Tensor:
+        """`starts` as int32 [N + 1], sent once for all layers of a pass."""
+        if (device, 0) not in self._on_device:
+            self._on_device[device, 0] = torch.tensor(self.starts, dtype=torch.int32, device=device)
+        return self._on_device[device, 0]
+
+    def tiles_on(self, device: torch.device, rows: int) -> Tensor:
+        """The sequences cut into tiles of `rows`: (sequence, first row), int32 [tiles, 2], sent once for all layers.
+
+        The ends of long sequences come first: under a causal mask they take longest.
+        """
+        if (device, rows) not in self._on_device:
+            tiles = [(n, first) for n, length in enumerate(self.lens) for first in range(0, length, rows)]
+            tiles.sort(key=lambda tile: -tile[1])
+            self._on_device[device, rows] = torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 2)
+        return self._on_device[device, rows]
 
 
 def reference(
@@ -79,6 +108,8 @@ def packed_attention(
     assert keys is None or (mask == Mask.FULL and bias is None), "cross-attention has neither mask nor bias"
     if not len(q_THD):
         return q_THD.clone()
+    if runs_triton(q_THD) and q_THD.shape[2] <= WIDEST_HEAD:
+        return on_triton(q_THD, k_KGD, v_KGD, packing, mask=mask, scale=scale, bias=bias, keys=keys)
     if len(packing.lens) == 1:
         lens = (keys or packing).lens
         return _batched(q_THD[None], k_KGD[None], v_KGD[None], lens, mask, scale, bias)[0]
@@ -94,6 +125,32 @@ def packed_attention(
         order.append(rows_NL[real])
     back_T = torch.cat(order).argsort()
     return torch.cat(parts)[back_T]
+
+
+def on_triton(
+    q_THD: Tensor,
+    k_KGD: Tensor,
+    v_KGD: Tensor,
+    packing: Packing,
+    *,
+    mask: Mask,
+    scale: float,
+    bias: Bias | None = None,
+    keys: Packing | None = None,
+) -> Tensor:
+    """By the kernels of packed_attention_triton."""
+    width, dtype, device, keys = q_THD.shape[2], q_THD.dtype, q_THD.device, keys or packing
+    backward = backward_tile(width, dtype)
+    layout = Layout(
+        packing.starts_on(device),
+        keys.starts_on(device),
+        packing.tiles_on(device, forward_tile(width, dtype).rows),
+        packing.tiles_on(device, backward.rows),
+        keys.tiles_on(device, backward.keys),
+    )
+    added = kernel_bias(bias, q_THD)
+    has_descriptors = chip() in DESCRIPTOR_CHIPS and dtype.itemsize == 2 and can_describe(k_KGD, v_KGD)
+    return attend(q_THD, k_KGD, v_KGD, added, Call(layout, mask, scale, added.kind, added.reach, has_descriptors))
 
 
 def _alike(lens: tuple[int, ...]) -> list[list[int]]:

@@ -27,7 +27,7 @@ def token_logprobs(hidden_TM: Tensor, head_VM: Tensor, labels_T: Tensor) -> Tens
 
 def scored_labels(hidden_TM: Tensor, head_VM: Tensor, labels_T: Tensor) -> tuple[Tensor, Tensor]:
     """log p(label) of each row as above, and whether no other entry is likelier, bool [T]."""
-    scores: tuple[Tensor, Tensor] = _TokenLogprobs.apply(hidden_TM, head_VM, labels_T)  # type: ignore[no-untyped-call]
+    scores: tuple[Tensor, Tensor] = _TokenLogprobs.apply(hidden_TM, head_VM, labels_T)
     return scores
 
 

@@ -4,11 +4,11 @@
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
-from trefoil_kernels.rms_norm import rms_norm
+from trefoil_kernels.layer_norm import layer_norm
+from trefoil_kernels.rms_norm import add_rms_norm, rms_norm
 
 Linear = nn.Linear
 
@@ -34,6 +34,10 @@ class RMSNorm(nn.Module):
     def forward(self, x_TM: Tensor) -> Tensor:
         return rms_norm(x_TM, self.weight, self.eps)
 
+    def after(self, x_TM: Tensor, residual_TM: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of their sum, and the sum."""
+        return add_rms_norm(x_TM, residual_TM, self.weight, self.eps)
+
 
 class LayerNorm(nn.Module):
     """Centre, scale to unit variance, then an affine map (Ba et al., arXiv 1607.06450)."""
@@ -45,7 +49,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return F.layer_norm(x_TM, self.weight.shape, self.weight, self.bias, self.eps)
+        return layer_norm(x_TM, self.weight, self.bias, self.eps)
 
 
 class GatedMLP(nn.Module):

@@ -1,66 +1,18 @@
 """Paged attention gives the reference's outputs, whatever page order, slot junk or mix of row counts it meets."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from torch import Tensor
 
 from closeness import assert_close
+from paged_world import BATCHES, MASKS, World, draw
 from trefoil_kernels import packed_attention
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
-from trefoil_kernels.page_write import Pages, new_pages, page_write
 from trefoil_kernels.paged_attention import PageTable, paged_attention, reference
-
-S = 4
-MASKS = {"causal": Mask.CAUSAL, "window 3": Mask(window=3), "window 1": Mask(window=1), "wide": Mask(window=500)}
-BATCHES = {
-    "one each": [(1, 1), (1, S - 1), (1, S), (1, S + 1), (1, 111)],
-    "one alone": [(1, 1)],
-    "whole prompts": [(1, 1), (S, S), (63, 63), (S + 1, S + 1)],
-    "chunks": [(5, 17), (S, 2 * S), (2, 111), (3, S)],
-    "mixed": [(1, 9), (7, 7), (1, 111), (3, 30), (1, 1), (2, 2)],
-}
 
 masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 batches = pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 heads = pytest.mark.parametrize(("H", "G"), [(4, 4), (4, 2), (8, 1)], ids=str)
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """Queries, and keys and values lying in shuffled pages; every slot that nobody wrote is NaN."""
-
-    q_THD: Tensor
-    pages: Pages
-    table: PageTable
-    packing: Packing
-    keys: list[Tensor]
-    values: list[Tensor]
-
-
-def draw(batch: list[tuple[int, int]], H: int, G: int, D: int, dtype: torch.dtype, device: str = "cpu") -> World:
-    """`batch` has the query rows and the keys of each sequence."""
-    generator = torch.Generator().manual_seed(len(batch) + H * G)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
-
-    needs = [-(-length // S) for _, length in batch]
-    order = torch.randperm(sum(needs) + 3, generator=generator).to(device)
-    pages = new_pages(len(order), S, G, D, dtype=dtype, device=torch.device(device))
-    pages_NP = order[-1:].repeat(len(batch), max(needs))  # the padding is a page that holds NaN only
-    keys, values = [normal(n, G, D) for _, n in batch], [normal(n, G, D) for _, n in batch]
-    for n, (_, length) in enumerate(batch):
-        own = order[sum(needs[:n]) : sum(needs[: n + 1])]
-        pages_NP[n, : needs[n]] = own
-        at = torch.arange(length, device=device)
-        page_write(pages, keys[n], values[n], own[at // S] * S + at % S)
-    lens = tuple(length for _, length in batch)
-    table = PageTable(pages_NP, torch.tensor(lens, device=device), lens)
-    packing = Packing(tuple(rows for rows, _ in batch))
-    return World(normal(sum(packing.lens), H, D), pages, table, packing, keys, values)
 
 
 def assert_same(world: World, mask: Mask) -> None:

@@ -150,8 +150,9 @@ class Layer(nn.Module):
         self.mlp = GatedMLP(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
 
     def forward(self, x_TM: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_TM = x_TM + self.self_attn(self.input_layernorm(x_TM), turn, attend)
-        return x_TM + self.mlp(self.post_attention_layernorm(x_TM))
+        out_TM = self.self_attn(self.input_layernorm(x_TM), turn, attend)
+        normed_TM, x_TM = self.post_attention_layernorm.after(out_TM, x_TM)
+        return x_TM + self.mlp(normed_TM)
 
 
 class Model(nn.Module):

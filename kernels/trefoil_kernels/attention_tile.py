@@ -1,0 +1,81 @@
+"""What the attention kernels share: a running softmax over tiles of keys, biases by distance, tile sizes by chip.
+
+Scores are kept in base 2: log2(e) is folded into the scale, so that exp2 serves. Hidden keys score HIDDEN, which is
+finite: a tile that is hidden as a whole leaves weights that the next real tile scales to zero.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trefoil_kernels.bias import Alibi, Bias
+
+LOG2E = tl.constexpr(1.4426950408889634)
+HIDDEN = tl.constexpr(-1.0e30)
+WIDEST_HEAD = 256
+LARGEST_GROUP = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows and keys of one matmul tile, warps that work on it, key tiles in flight."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelBias:
+    """A bias as the kernels read it: `values` is a slope per head, or [H, 2 * reach + 1] numbers by distance."""
+
+    kind: str
+    values: Tensor
+    reach: int
+
+
+def kernel_bias(bias: Bias | None, stand_in: Tensor) -> KernelBias:
+    """`stand_in` goes where no bias does. Differentiable in a learned table."""
+    if bias is None:
+        return KernelBias("none", stand_in.detach(), 0)
+    if isinstance(bias, Alibi):
+        return KernelBias("alibi", bias.slopes_H.detach().float().contiguous(), 0)
+    return KernelBias("relative", bias.by_distance(), bias.max_distance)
+
+
+def padded_width(head_dim: int) -> int:
+    """Heads are computed at the next power of two that a matmul takes."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+@triton.jit
+def fold(scores, v, out, peak, total):
+    """One more tile of keys into a running softmax: scores [rows, keys], v [keys, D], out [rows, D]."""
+    new_peak = tl.maximum(peak, tl.max(scores, 1))
+    weights = tl.math.exp2(scores - new_peak[:, None])
+    shrink = tl.math.exp2(peak - new_peak)
+    out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
+    return out, new_peak, total * shrink + tl.sum(weights, 1)
+
+
+@triton.jit
+def biased(scores, values, head, ahead, reach, BIAS: tl.constexpr):
+    """Scores plus the bias of `ahead` = key - query [rows, keys]; `head` is a number per row, or one for all."""
+    if BIAS == "alibi":
+        scores += tl.load(values + head) * ahead.to(tl.float32) * LOG2E
+    if BIAS == "relative":
+        at = tl.minimum(tl.maximum(ahead, -reach), reach) + reach
+        scores += tl.load(values + head * (2 * reach + 1) + at) * LOG2E
+    return scores
+
+
+@triton.jit
+def seen(ahead, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """May the query see the key `ahead` of it? Mask.seen, [rows, keys]."""
+    result = ahead <= 0 if CAUSAL else ahead == ahead
+    if HAS_WINDOW:
+        result &= ahead > -window
+    return result

@@ -1,0 +1,456 @@
+"""Packed attention in Triton, forward and backward (FlashAttention-2: Dao, arXiv 2307.08691).
+
+The forward pass keeps each row's log-sum-exp (base 2), so that the backward pass computes weights again:
+
+    p = 2^(s - lse)    dv = p^T do    ds = p (do v^T - delta)    dq = scale ds k    dk = scale ds^T q
+
+with delta = rowsum(do * out). One kernel owns tiles of queries (dq, and a learned bias by distance, whose gradient is
+the sum of ds along diagonals), one owns tiles of keys (dk, dv) and walks through all query heads of its group.
+On chips with a tensor memory accelerator the forward pass fetches whole tiles of keys through descriptors.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from trefoil_kernels.attention_tile import (
+    HIDDEN,
+    LOG2E,
+    KernelBias,
+    Tile,
+    biased,
+    fold,
+    padded_width,
+    seen,
+)
+from trefoil_kernels.launch import chip, launch
+from trefoil_kernels.masks import Mask
+
+DESCRIPTOR_CHIPS = ("sm_90", "sm_100")
+"""Those with a tensor memory accelerator and room for its tiles."""
+SMALL_TILE = Tile(16, 16, 4, 1)
+"""For float32 and for chips of no table."""
+INTERPRETER_TILE = Tile(32, 32, 4, 1)
+FORWARD_TILES = {
+    ("sm_80", 64): Tile(128, 64, 4, 3),
+    ("sm_80", 128): Tile(128, 64, 8, 2),
+    ("sm_80", 256): Tile(64, 32, 8, 1),
+    ("sm_90", 64): Tile(128, 128, 8, 2),
+    ("sm_90", 128): Tile(128, 128, 8, 2),
+    ("sm_90", 256): Tile(64, 64, 8, 2),
+}
+BACKWARD_TILES = {
+    ("sm_80", 64): Tile(64, 64, 4, 2),
+    ("sm_80", 128): Tile(64, 64, 8, 1),
+    ("sm_80", 256): Tile(32, 32, 8, 1),
+    ("sm_90", 64): Tile(64, 64, 4, 2),
+    ("sm_90", 128): Tile(64, 64, 8, 2),
+    ("sm_90", 256): Tile(32, 32, 8, 1),
+}
+"""By chip and least head width that holds the head's own; the keys' kernel takes `keys` as rows of its own tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where sequences lie: `starts` int32 [N + 1], and tiles int32 [tiles, 2] of (sequence, first row of the tile)."""
+
+    starts: Tensor
+    key_starts: Tensor
+    tiles: Tensor
+    backward_tiles: Tensor
+    key_tiles: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one attention is asked."""
+
+    layout: Layout
+    mask: Mask
+    scale: float
+    bias_kind: str
+    reach: int
+    has_descriptors: bool
+
+    def constants(self, q_THD: Tensor, k_KGD: Tensor) -> dict[str, Any]:
+        """What all kernels are compiled for."""
+        return {
+            "GROUP": q_THD.shape[1] // k_KGD.shape[1],
+            "D": q_THD.shape[2],
+            "BLOCK_D": padded_width(q_THD.shape[2]),
+            "CAUSAL": self.mask.is_causal,
+            "HAS_WINDOW": self.mask.window is not None,
+            "BIAS": self.bias_kind,
+        }
+
+
+def forward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    """The forward pass's tile on the current chip."""
+    return _tile(FORWARD_TILES, head_dim, dtype)
+
+
+def backward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
+    """The backward pass's tile on the current chip."""
+    return _tile(BACKWARD_TILES, head_dim, dtype)
+
+
+def _tile(tiles: dict[tuple[str, int], Tile], head_dim: int, dtype: torch.dtype) -> Tile:
+    name = chip()
+    if name == "interpreter":
+        return INTERPRETER_TILE
+    if dtype.itemsize > 2:
+        return SMALL_TILE
+    return tiles.get((name, max(64, padded_width(head_dim))), SMALL_TILE)
+
+
+def can_describe(k_KGD: Tensor, v_KGD: Tensor) -> bool:
+    """Can both be fetched through tensor descriptors: heads side by side, everything on 16-byte borders?"""
+    width = k_KGD.shape[2]
+    return padded_width(width) == width and all(
+        x.stride(1) == width and x.stride(2) == 1 and x.stride(0) * x.itemsize % 16 == 0 and x.data_ptr() % 16 == 0
+        for x in (k_KGD, v_KGD)
+    )
+
+
+def attend(q_THD: Tensor, k_KGD: Tensor, v_KGD: Tensor, bias: KernelBias, call: Call) -> Tensor:
+    """Attention of the layout's sequences, [T, H, D]; differentiable in q, k, v and the values of a relative bias."""
+    out_THD: Tensor = _PackedAttention.apply(q_THD, k_KGD, v_KGD, bias.values, call)
+    return out_THD
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_THD: Tensor, k_KGD: Tensor, v_KGD: Tensor, bias: Tensor, call: Call) -> Tensor:
+        q_THD, k_KGD, v_KGD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_KGD, v_KGD))
+        out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+        lse_HT = torch.empty(q_THD.shape[1::-1], dtype=torch.float32, device=q_THD.device)
+        tile = forward_tile(q_THD.shape[2], q_THD.dtype)
+        launch(
+            _forward,
+            (len(call.layout.tiles), q_THD.shape[1]),
+            *(q_THD, k_KGD, v_KGD, *_described(k_KGD, v_KGD, tile, call), out_THD, lse_HT, bias),
+            *(call.layout.tiles, call.layout.starts, call.layout.key_starts),
+            *(call.scale, call.mask.window or 0, call.reach, len(q_THD)),
+            *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
+            **call.constants(q_THD, k_KGD),
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.keys,
+            STAGES=tile.stages,
+            HAS_DESCRIPTORS=call.has_descriptors,
+            num_warps=tile.warps,
+        )
+        ctx.save_for_backward(q_THD, k_KGD, v_KGD, bias, out_THD, lse_HT)
+        ctx.call = call
+        return out_THD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+        q_THD, k_KGD, v_KGD, bias, out_THD, lse_HT = ctx.saved_tensors
+        call: Call = ctx.call
+        grad_THD = grads[0].contiguous()
+        delta_HT = (grad_THD.float() * out_THD.float()).sum(-1).T.contiguous()
+        grad_q_THD = torch.empty_like(out_THD)
+        grad_k_KGD, grad_v_KGD = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k_KGD, v_KGD))
+        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
+        tile = backward_tile(q_THD.shape[2], q_THD.dtype)
+        shared = (
+            *(q_THD, k_KGD, v_KGD, grad_THD, lse_HT, delta_HT, bias),
+            *(call.layout.starts, call.layout.key_starts, call.scale, call.mask.window or 0, call.reach, len(q_THD)),
+            *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
+        )
+        constants = {
+            **call.constants(q_THD, k_KGD),
+            "BLOCK_M": tile.rows,
+            "BLOCK_N": tile.keys,
+            "STAGES": tile.stages,
+            "num_warps": tile.warps,
+        }
+        launch(
+            _query_gradients,
+            (len(call.layout.backward_tiles), q_THD.shape[1]),
+            *(*shared, call.layout.backward_tiles, grad_q_THD, bias if grad_bias is None else grad_bias),
+            **constants,
+            LEARNS_BIAS=grad_bias is not None,
+        )
+        launch(
+            _key_gradients,
+            (len(call.layout.key_tiles), k_KGD.shape[1]),
+            *(*shared, call.layout.key_tiles, grad_k_KGD, grad_v_KGD),
+            **constants,
+        )
+        return grad_q_THD, grad_k_KGD, grad_v_KGD, grad_bias, None
+
+
+def _described(k_KGD: Tensor, v_KGD: Tensor, tile: Tile, call: Call) -> tuple[Any, Any]:
+    """Descriptors of [keys, G * D] in tiles of one head's keys; the tensors themselves where none are used."""
+    if not call.has_descriptors:
+        return k_KGD, v_KGD
+    num_keys, kv_heads, width = k_KGD.shape
+    shape, block = [num_keys, kv_heads * width], [tile.keys, width]
+    return TensorDescriptor(k_KGD, shape, [k_KGD.stride(0), 1], block), TensorDescriptor(
+        v_KGD, shape, [v_KGD.stride(0), 1], block
+    )
+
+
+@triton.jit
+def _forward(
+    q,
+    k,
+    v,
+    k_tiles,
+    v_tiles,
+    out,
+    lse,
+    bias,
+    tiles,
+    starts,
+    key_starts,
+    scale,
+    window,
+    reach,
+    num_rows_total,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    HAS_DESCRIPTORS: tl.constexpr,
+):
+    """One tile of queries of one head."""
+    n, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    head = tl.program_id(1)
+    start, key_start = tl.load(starts + n), tl.load(key_starts + n)
+    num_rows, num_keys = tl.load(starts + n + 1) - start, tl.load(key_starts + n + 1) - key_start
+    row, column, lane = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    is_lane = (lane < D)[None, :]
+    is_real = (row < num_rows)[:, None] & is_lane
+    at = (start + row).to(tl.int64)[:, None]
+    tile = tl.load(q + at * q_stride + head * q_head_stride + lane[None, :], mask=is_real, other=0.0)  # [rows, D]
+    k += key_start.to(tl.int64) * k_stride + head // GROUP * k_head_stride
+    v += key_start.to(tl.int64) * v_stride + head // GROUP * v_head_stride
+
+    low, high, open_to = 0, num_keys, num_keys  # every row of the tile sees every key before `open_to`
+    if CAUSAL:
+        high, open_to = tl.minimum(num_keys, first + BLOCK_M), tl.minimum(num_keys, first + 1)
+    if HAS_WINDOW:
+        low = tl.maximum(0, first - window + 1) // BLOCK_N * BLOCK_N
+        open_to = low
+    whole = low + tl.maximum(open_to - low, 0) // BLOCK_N * BLOCK_N
+
+    total = tl.zeros([BLOCK_M], tl.float32)
+    peak = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    value = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for key in tl.range(low, whole, BLOCK_N, num_stages=STAGES):
+        if HAS_DESCRIPTORS:
+            k_tile = k_tiles.load([key_start + key, head // GROUP * D])
+            v_tile = v_tiles.load([key_start + key, head // GROUP * D])
+        else:
+            k_tile = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, False)
+            v_tile = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, False)
+        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)
+        scores = biased(scores, bias, head, (key + column)[None, :] - row[:, None], reach, BIAS)
+        value, peak, total = fold(scores, v_tile, value, peak, total)
+    for key in tl.range(whole, high, BLOCK_N, num_stages=1):
+        k_tail = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
+        v_tail = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
+        ahead = (key + column)[None, :] - row[:, None]
+        scores = tl.dot(tile, tl.trans(k_tail), input_precision="ieee") * (scale * LOG2E)
+        scores = biased(scores, bias, head, ahead, reach, BIAS)
+        is_seen = (key + column < num_keys)[None, :] & seen(ahead, window, CAUSAL, HAS_WINDOW)
+        value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), v_tail, value, peak, total)
+
+    value = value / total[:, None]
+    target = at * (tl.num_programs(1) * D) + head * D + lane[None, :]
+    tl.store(out + target, value.to(out.dtype.element_ty), mask=is_real)
+    tl.store(lse + head * num_rows_total + start + row, peak + tl.math.log2(total), mask=row < num_rows)
+
+
+@triton.jit
+def _query_gradients(
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    delta,
+    bias,
+    starts,
+    key_starts,
+    scale,
+    window,
+    reach,
+    num_rows_total,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    tiles,
+    grad_q,
+    grad_bias,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    LEARNS_BIAS: tl.constexpr,
+):
+    """One tile of queries of one head walks over the keys it sees."""
+    n, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    head = tl.program_id(1)
+    start, key_start = tl.load(starts + n), tl.load(key_starts + n)
+    num_rows, num_keys = tl.load(starts + n + 1) - start, tl.load(key_starts + n + 1) - key_start
+    row, column, lane = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    is_real = (row < num_rows)[:, None] & (lane < D)[None, :]
+    at, width = (start + row).to(tl.int64)[:, None], tl.num_programs(1) * D
+    tile = tl.load(q + at * q_stride + head * q_head_stride + lane[None, :], mask=is_real, other=0.0)
+    grad_tile = tl.load(grad + at * width + head * D + lane[None, :], mask=is_real, other=0.0)
+    height = tl.load(lse + head * num_rows_total + start + row, mask=row < num_rows, other=0.0)[:, None]
+    slack = tl.load(delta + head * num_rows_total + start + row, mask=row < num_rows, other=0.0)[:, None]
+    k += key_start.to(tl.int64) * k_stride + head // GROUP * k_head_stride
+    v += key_start.to(tl.int64) * v_stride + head // GROUP * v_head_stride
+    low, high = 0, num_keys
+    if CAUSAL:
+        high = tl.minimum(num_keys, first + BLOCK_M)
+    if HAS_WINDOW:
+        low = tl.maximum(0, first - window + 1) // BLOCK_N * BLOCK_N
+
+    result = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for key in tl.range(low, high, BLOCK_N, num_stages=STAGES):
+        k_tile = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
+        v_tile = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
+        ahead = (key + column)[None, :] - row[:, None]
+        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)
+        scores = biased(scores, bias, head, ahead, reach, BIAS)
+        is_seen = (key + column < num_keys)[None, :] & (row < num_rows)[:, None]
+        is_seen &= seen(ahead, window, CAUSAL, HAS_WINDOW)
+        weights = tl.where(is_seen, tl.math.exp2(scores - height), 0.0)
+        slope = weights * (tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee") - slack)
+        if LEARNS_BIAS:
+            _add_by_distance(grad_bias + head * (2 * reach + 1), slope, ahead, is_seen, reach)
+        result = tl.dot(slope.to(k_tile.dtype), k_tile, result, input_precision="ieee")
+    target = at * width + head * D + lane[None, :]
+    tl.store(grad_q + target, (result * scale).to(grad_q.dtype.element_ty), mask=is_real)
+
+
+@triton.jit
+def _key_gradients(
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    delta,
+    bias,
+    starts,
+    key_starts,
+    scale,
+    window,
+    reach,
+    num_rows_total,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    tiles,
+    grad_k,
+    grad_v,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """One tile of keys of one KV head walks over the queries that see it, head after head of the group."""
+    n, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    kv_head = tl.program_id(1)
+    start, key_start = tl.load(starts + n), tl.load(key_starts + n)
+    num_rows, num_keys = tl.load(starts + n + 1) - start, tl.load(key_starts + n + 1) - key_start
+    key, place, lane = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    k += key_start.to(tl.int64) * k_stride + kv_head * k_head_stride
+    v += key_start.to(tl.int64) * v_stride + kv_head * v_head_stride
+    k_tile = _tile_of(k, key, lane, k_stride, num_keys, D, BLOCK_D, True)  # [keys, D]
+    v_tile = _tile_of(v, key, lane, v_stride, num_keys, D, BLOCK_D, True)
+    low, high = 0, num_rows
+    if CAUSAL:
+        low = first // BLOCK_M * BLOCK_M
+    if HAS_WINDOW:
+        high = tl.minimum(num_rows, first + BLOCK_N - 1 + window)
+
+    width = tl.num_programs(1) * GROUP * D
+    k_result = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    v_result = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for head in tl.range(kv_head * GROUP, (kv_head + 1) * GROUP, num_stages=1):
+        q_rows = q + start.to(tl.int64) * q_stride + head * q_head_stride
+        grad_rows = grad + start.to(tl.int64) * width + head * D
+        numbers = head * num_rows_total + start
+        for row in tl.range(low, high, BLOCK_M, num_stages=STAGES):
+            rows = row + place
+            q_tile = _tile_of(q_rows, rows, lane, q_stride, num_rows, D, BLOCK_D, True)  # [rows, D]
+            grad_tile = _tile_of(grad_rows, rows, lane, width, num_rows, D, BLOCK_D, True)
+            height = tl.load(lse + numbers + rows, mask=rows < num_rows, other=0.0)[None, :]
+            slack = tl.load(delta + numbers + rows, mask=rows < num_rows, other=0.0)[None, :]
+            ahead = key[:, None] - rows[None, :]  # [keys, rows], as the tiles below
+            scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * (scale * LOG2E)
+            scores = biased(scores, bias, head, ahead, reach, BIAS)
+            is_seen = (key < num_keys)[:, None] & (rows < num_rows)[None, :]
+            is_seen &= seen(ahead, window, CAUSAL, HAS_WINDOW)
+            weights = tl.where(is_seen, tl.math.exp2(scores - height), 0.0)
+            v_result = tl.dot(weights.to(grad_tile.dtype), grad_tile, v_result, input_precision="ieee")
+            slope = weights * (tl.dot(v_tile, tl.trans(grad_tile), input_precision="ieee") - slack)
+            k_result = tl.dot(slope.to(q_tile.dtype), q_tile, k_result, input_precision="ieee")
+    is_real = (key < num_keys)[:, None] & (lane < D)[None, :]
+    target = (key_start + key).to(tl.int64)[:, None] * (tl.num_programs(1) * D) + kv_head * D + lane[None, :]
+    tl.store(grad_k + target, (k_result * scale).to(grad_k.dtype.element_ty), mask=is_real)
+    tl.store(grad_v + target, v_result.to(grad_v.dtype.element_ty), mask=is_real)
+
+
+@triton.jit
+def _tile_of(x, at, lane, stride, length, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Rows `at` of one head, [rows, BLOCK_D]; where MASKED, zero beyond `length`."""
+    pointers = x + at.to(tl.int64)[:, None] * stride + lane[None, :]
+    if MASKED:
+        return tl.load(pointers, mask=(at < length)[:, None] & (lane < D)[None, :], other=0.0)
+    elif BLOCK_D == D:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=(lane < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _add_by_distance(target, slope, ahead, is_seen, reach):
+    """Add each slope to its distance's number; a tile that is far as a whole adds one sum."""
+    nearest, farthest = tl.max(tl.max(ahead, 1), 0), tl.min(tl.min(ahead, 1), 0)
+    if nearest <= -reach:
+        tl.atomic_add(target, tl.sum(tl.sum(slope, 1), 0))
+    elif farthest >= reach:
+        tl.atomic_add(target + 2 * reach, tl.sum(tl.sum(slope, 1), 0))
+    else:
+        at = tl.minimum(tl.maximum(ahead, -reach), reach) + reach
+        tl.atomic_add(target + at, slope, mask=is_seen)

@@ -1,0 +1,42 @@
+"""Row-wise kernels compile for every chip we claim, without spills, at the widths of models in use."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpu_compiler import Built, compiling_for
+from trefoil_kernels import gated_act, layer_norm, page_write, rms_norm
+
+
+def assert_lean(built: list[Built], num_kernels: int) -> None:
+    assert len(built) == num_kernels
+    assert not [kernel.name for kernel in built if kernel.spills]
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.bfloat16, requires_grad=True)
+
+
+@pytest.mark.parametrize(("chip", "width"), [(80, 4096), (90, 128), (90, 8192), ("gfx942", 4096)])
+def test_norms(chip: int | str, width: int) -> None:
+    x, weight_M, bias_M = ones(3, width), ones(width), ones(width)
+    with compiling_for(chip) as built:
+        rms_norm.on_triton(x, None, weight_M, 1e-5)[0].sum().backward()
+        rms_norm.on_triton(x, x, weight_M, 1e-5)[0].sum().backward()
+        layer_norm.on_triton(x, weight_M, bias_M, 1e-5).sum().backward()
+    assert_lean(built, 6)
+
+
+@pytest.mark.parametrize(("chip", "activation"), [(80, "silu"), (90, "gelu"), (90, "gelu_new"), ("gfx942", "gelu")])
+def test_gated_act(chip: int | str, activation: str) -> None:
+    with compiling_for(chip) as built:
+        gated_act.on_triton(ones(3, 11008), ones(3, 11008), activation).sum().backward()
+    assert_lean(built, 2)
+
+
+@pytest.mark.parametrize(("chip", "G", "D"), [(80, 2, 64), (90, 8, 128), (90, 32, 128), ("gfx942", 8, 128)])
+def test_page_write(chip: int | str, G: int, D: int) -> None:
+    pages = page_write.new_pages(2, 16, G, D, dtype=torch.bfloat16, device=torch.device("cpu"))
+    with compiling_for(chip) as built:
+        page_write.on_triton(pages, ones(3, G, D), ones(3, G, D), torch.arange(3))
+    assert_lean(built, 1)
