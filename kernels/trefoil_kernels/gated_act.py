@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import launch, runs_triton
 
 BLOCK = 1024
@@ -49,9 +50,15 @@ def reference(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
 
 def gated_act(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
     """act(gate) * up, elementwise and differentiable; `activation` is a key of ACTIVATIONS."""
-    if not runs_triton(gate_TF) or gate_TF.dtype != up_TF.dtype:
-        return reference(gate_TF, up_TF, activation)
-    return on_triton(gate_TF, up_TF, activation)
+    if runs_triton(gate_TF) and gate_TF.dtype == up_TF.dtype:
+        return on_triton(gate_TF, up_TF, activation)
+    if ACTIVATIONS[activation] is F.silu and (native := native_for(gate_TF, up_TF)) and _are_alike(gate_TF, up_TF):
+        return native.silu_mul(gate_TF, up_TF)
+    return reference(gate_TF, up_TF, activation)
+
+
+def _are_alike(gate_TF: Tensor, up_TF: Tensor) -> bool:
+    return gate_TF.dtype == up_TF.dtype and gate_TF.is_contiguous() and up_TF.is_contiguous()
 
 
 def on_triton(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trefoil_kernels.attention_tile import WIDEST_HEAD, kernel_bias
 from trefoil_kernels.bias import Bias
+from trefoil_kernels.cpu.library import Keys, attention_for, biases
 from trefoil_kernels.launch import chip, runs_triton
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention_triton import (
@@ -110,6 +111,11 @@ def packed_attention(
         return q_THD.clone()
     if runs_triton(q_THD) and q_THD.shape[2] <= WIDEST_HEAD:
         return on_triton(q_THD, k_KGD, v_KGD, packing, mask=mask, scale=scale, bias=bias, keys=keys)
+    if native := attention_for(q_THD, k_KGD, v_KGD):
+        starts_N1, key_starts_N1 = (own.starts_on(q_THD.device) for own in (packing, keys or packing))
+        own_keys = Keys(k_KGD, v_KGD, key_starts_N1.diff().long(), starts_N=key_starts_N1[:-1].long())
+        added = None if bias is None else biases(bias, max(packing.lens))
+        return native.attention(q_THD, own_keys, starts_N1, mask=mask, scale=scale, bias=added)
     if len(packing.lens) == 1:
         lens = (keys or packing).lens
         return _batched(q_THD[None], k_KGD[None], v_KGD[None], lens, mask, scale, bias)[0]

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
 from trefoil_kernels.launch import launch, row_tile, runs_triton
 
 
@@ -41,10 +42,13 @@ def reference(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> No
 
 def page_write(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
     """Put each row's key and value into its slot (int64 [T], all different)."""
-    if not runs_triton(k_TGD):
-        reference(pages, k_TGD, v_TGD, slots_T)
-    else:
+    if runs_triton(k_TGD):
         on_triton(pages, k_TGD, v_TGD, slots_T)
+    elif has_side_by_side_heads(k_TGD) and has_side_by_side_heads(v_TGD) and (native := native_for(k_TGD, v_TGD)):
+        native.page_write(k_TGD, pages.k_PSGD, slots_T)
+        native.page_write(v_TGD, pages.v_PSGD, slots_T)
+    else:
+        reference(pages, k_TGD, v_TGD, slots_T)
 
 
 def on_triton(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:

@@ -32,6 +32,7 @@ from trefoil_kernels.attention_tile import (
     seen,
 )
 from trefoil_kernels.bias import Bias
+from trefoil_kernels.cpu.library import Keys, attention_for, biases
 from trefoil_kernels.launch import chip, launch, num_processors, runs_triton
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
@@ -99,6 +100,10 @@ def paged_attention(
     assert mask.is_causal or bias is None, "cross-attention has no bias"
     if runs_triton(q_THD) and is_covered(q_THD.shape[2], q_THD.shape[1] // pages.k_PSGD.shape[2]):
         return on_triton(q_THD, pages, table, packing, mask=mask, scale=scale, bias=bias)
+    if native := attention_for(q_THD, pages.k_PSGD, pages.v_PSGD):
+        keys = Keys(pages.k_PSGD, pages.v_PSGD, table.lens_N, table_NP=table.pages_NP, page_size=pages.page_size)
+        added = None if bias is None else biases(bias, max(table.lens))
+        return native.attention(q_THD, keys, packing.starts_on(q_THD.device), mask=mask, scale=scale, bias=added)
     if all(rows == 1 for rows in packing.lens):
         return _one_row_each(q_THD, pages, table, mask, scale, bias)
     out_THD = torch.empty_like(q_THD)

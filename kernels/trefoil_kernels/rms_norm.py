@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import WIDEST_ROW, launch, row_tile, runs_triton
 
 BACKWARD_PROGRAMS = 256
@@ -28,9 +29,12 @@ def reference(x_TM: Tensor, weight_M: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x_TM: Tensor, weight_M: Tensor, eps: float) -> Tensor:
     """Normalise over the last axis; same shape and dtype as `x_TM`; differentiable in both."""
-    if not _is_covered(x_TM, weight_M):
+    if _is_covered(x_TM, weight_M):
+        return on_triton(x_TM, None, weight_M, eps)[0]
+    native = native_for(x_TM, weight_M)
+    if native is None or x_TM.dtype != weight_M.dtype or x_TM.stride(-1) != 1:
         return reference(x_TM, weight_M, eps)
-    return on_triton(x_TM, None, weight_M, eps)[0]
+    return native.rms_norm(x_TM.reshape(-1, x_TM.shape[-1]), weight_M, eps).view(x_TM.shape)
 
 
 def add_rms_norm(x_TM: Tensor, residual_TM: Tensor, weight_M: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trefoil_kernels.linear import linear
 from trefoil_kernels.token_logprobs import scored_labels, token_logprobs
 from trefoil_models.config_keys import CheckpointError
 
@@ -69,8 +70,7 @@ class NextToken(nn.Module):
 
     def logits(self, hidden_RM: Tensor) -> Tensor:
         """[R, V] in the model's dtype."""
-        logits_RV = hidden_RM @ self.weight.T
-        return logits_RV if self.bias is None else logits_RV + self.bias
+        return linear(hidden_RM, self.weight, None if self.bias is None else self.bias[0])
 
     def logprobs(self, hidden_RM: Tensor, labels_R: Tensor) -> Tensor:
         """log p(label) per row, float32 [R], without keeping the logits."""

@@ -5,7 +5,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from closeness import assert_close
-from trefoil_kernels.rms_norm import add_rms_norm, rms_norm
+from trefoil_kernels.rms_norm import add_rms_norm, reference, rms_norm
 
 
 def published(weight_M: torch.Tensor, eps: float) -> LlamaRMSNorm:
@@ -17,9 +17,12 @@ def published(weight_M: torch.Tensor, eps: float) -> LlamaRMSNorm:
 @pytest.mark.parametrize("shape", [(1, 8), (63, 33), (5, 3, 64), (0, 8)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("eps", [1e-6, 1e-2])
-def test_rms_norm_equals_transformers(shape: tuple[int, ...], dtype: torch.dtype, eps: float) -> None:
+def test_the_reference_equals_transformers_and_rms_norm_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, eps: float
+) -> None:
     x, weight_M = (0.1 * torch.randn(shape)).to(dtype), torch.randn(shape[-1]).to(dtype)
-    assert torch.equal(rms_norm(x, weight_M, eps), published(weight_M, eps)(x))
+    assert torch.equal(reference(x, weight_M, eps), published(weight_M, eps)(x))
+    assert_close(rms_norm(x, weight_M, eps), reference(x, weight_M, eps))
 
 
 def test_rms_norm_gradients_match_transformers() -> None:

@@ -1,0 +1,635 @@
+/* The kernels of the CPU path: products of few or many rows with a weight, and attention over pages or packed rows.
+
+   Everything is arithmetic in float32 over vectors of LANES numbers, written with the compilers' own vector types, so
+   that one text serves every instruction set. Weights keep the order they have in files ([out, in]); a product is a dot
+   along `in`. How many rows, outputs or keys share a register tile is decided by how many registers there are. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+#ifdef __AVX512F__
+enum { LANES = 16, ROWS = 4, OUTS = 6 }; /* 24 of 32 registers add up */
+#else
+enum { LANES = 8, ROWS = 3, OUTS = 3 }; /* 9 of 16: with 12 the lines no longer stay in registers */
+#endif
+enum { PAIR = 2 * LANES, LONE_OUTS = 8 };
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef float quads __attribute__((vector_size(16)));
+typedef int32_t quad_places __attribute__((vector_size(16)));
+typedef float floats_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints_at __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef uint16_t halves_at __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+enum kind { F32 = 0, BF16 = 1, INT8 = 2 };
+
+INLINE floats load(const float *at) { return *(const floats_at *)at; }
+INLINE void store(float *at, floats x) { *(floats_at *)at = x; }
+INLINE floats all(float x) { return x - (floats){0}; }
+
+INLINE float widened(uint16_t x) {
+    union { uint32_t bits; float value; } both = {(uint32_t)x << 16};
+    return both.value;
+}
+
+/* to the nearest, ties to even; NaN stays NaN */
+INLINE uint16_t narrowed(float x) {
+    union { float value; uint32_t bits; } both = {x};
+    if (x != x) return 0x7fc0;
+    return (uint16_t)((both.bits + 0x7fff + ((both.bits >> 16) & 1)) >> 16);
+}
+
+INLINE quads folded(floats x) {
+    quads parts[LANES / 4], total;
+    memcpy(parts, &x, sizeof x);
+    total = parts[0];
+    UNROLL for (int i = 1; i < LANES / 4; i++) total += parts[i];
+    return total;
+}
+
+INLINE float sum(floats x) {
+    quads four = folded(x);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+/* Number `at` of a row that holds any kind. */
+INLINE float number(enum kind kind, const void *row, long at) {
+    if (kind == F32) return ((const float *)row)[at];
+    if (kind == BF16) return widened(((const uint16_t *)row)[at]);
+    return (float)((const int8_t *)row)[at];
+}
+
+INLINE void put(enum kind kind, void *row, long at, float x) {
+    if (kind == F32) ((float *)row)[at] = x;
+    else ((uint16_t *)row)[at] = narrowed(x);
+}
+
+INLINE const void *shifted(enum kind kind, const void *base, long count) {
+    return (const char *)base + count * (kind == F32 ? 4 : kind == BF16 ? 2 : 1);
+}
+
+/* LANES signed bytes as float32; compilers take convertvector from bytes apart into single numbers. */
+INLINE floats widened_bytes(const int8_t *at) {
+#if defined(__AVX512F__)
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i_u *)at)));
+#elif defined(__AVX2__)
+    return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(at)));
+#else
+    floats wide;
+    for (int i = 0; i < LANES; i++) wide[i] = at[i];
+    return wide;
+#endif
+}
+
+/* LANES numbers in order. */
+INLINE floats in_order(enum kind kind, const void *row, long at) {
+    if (kind == F32) return load((const float *)row + at);
+    if (kind == BF16) {
+        ints wide = __builtin_convertvector(*(const halves_at *)((const uint16_t *)row + at), ints);
+        return (floats)(wide << 16);
+    }
+    return widened_bytes((const int8_t *)row + at);
+}
+
+/* PAIR numbers as two vectors: of bfloat16 the even and the odd ones, which takes one operation each. */
+INLINE void load_pair(enum kind kind, const void *row, long at, floats *first, floats *second) {
+    if (kind == BF16) {
+        ints both = *(const ints_at *)((const uint16_t *)row + at);
+        *first = (floats)(both << 16);
+        *second = (floats)(both & (int32_t)0xffff0000);
+    } else {
+        *first = in_order(kind, row, at);
+        *second = in_order(kind, row, at + LANES);
+    }
+}
+
+/* Where number k of a row lies in a line that meets weights of this kind, as load_pair orders them. */
+INLINE long place(enum kind weight, long k) {
+    if (weight != BF16) return k;
+    long within = k % PAIR;
+    return k - within + within / 2 + (within % 2) * LANES;
+}
+
+/* A row of `width` numbers as float32 in the order of `place`, zeros up to a whole pair. */
+INLINE void lay_line(enum kind kind, enum kind weight, const void *row, long width, float *line) {
+    long at = 0;
+    if (weight != BF16) {
+        for (; at + LANES <= width; at += LANES) store(line + at, in_order(kind, row, at));
+    } else if (kind == BF16) {
+        for (; at + PAIR <= width; at += PAIR) {
+            floats even, odd;
+            load_pair(BF16, row, at, &even, &odd);
+            store(line + at, even);
+            store(line + at + LANES, odd);
+        }
+    }
+    long end = (width + PAIR - 1) / PAIR * PAIR;
+    if (at < end) memset(line + at, 0, (end - at) * sizeof *line);
+    for (; at < width; at++) line[place(weight, at)] = number(kind, row, at);
+}
+
+/* totals[o][r] = sum over [0, width) of weights[o] times lines[r]; `width` is a multiple of PAIR. */
+INLINE void dots(
+    enum kind kind, int outs, int rows, const void *const *weights, const float *lines, long line_stride, long width,
+    float totals[][ROWS]
+) {
+    floats sums[LONE_OUTS][ROWS] = {0};
+    for (long at = 0; at < width; at += PAIR) {
+        floats x[ROWS][2];
+        UNROLL for (int r = 0; r < rows; r++) {
+            x[r][0] = load(lines + r * line_stride + at);
+            x[r][1] = load(lines + r * line_stride + at + LANES);
+        }
+        UNROLL for (int o = 0; o < outs; o++) {
+            floats first, second;
+            load_pair(kind, weights[o], at, &first, &second);
+            UNROLL for (int r = 0; r < rows; r++) sums[o][r] += first * x[r][0];
+            UNROLL for (int r = 0; r < rows; r++) sums[o][r] += second * x[r][1];
+        }
+    }
+    UNROLL for (int o = 0; o < outs; o++)
+        UNROLL for (int r = 0; r < rows; r++) totals[o][r] = sum(sums[o][r]);
+}
+
+/* One function a tile, not inlined: within a larger one the compiler spills the sums. */
+#define DOTS(kind, outs, rows) \
+    static __attribute__((noinline)) void dots_##kind##_##outs##_##rows( \
+        const void *const *weights, const float *lines, long line_stride, long width, float totals[][ROWS] \
+    ) { dots(kind, outs, rows, weights, lines, line_stride, width, totals); }
+#define DOTS_OF(kind) DOTS(kind, OUTS, ROWS) DOTS(kind, OUTS, 2) DOTS(kind, LONE_OUTS, 1)
+DOTS_OF(F32)
+DOTS_OF(BF16)
+DOTS_OF(INT8)
+
+#define CALL_DOTS(kind) \
+    (rows == 1 ? dots_##kind##_LONE_OUTS_1 : rows == 2 ? dots_##kind##_OUTS_2 : dots_##kind##_OUTS_ROWS)( \
+        weights, lines, line_stride, width, totals)
+
+INLINE void dot_tile(
+    enum kind kind, int rows, const void *const *weights, const float *lines, long line_stride, long width,
+    float totals[][ROWS]
+) {
+    if (kind == F32) CALL_DOTS(F32);
+    else if (kind == BF16) CALL_DOTS(BF16);
+    else CALL_DOTS(INT8);
+}
+
+/* ---- product: out = x @ weight.T + bias -------------------------------------------------------------------------- */
+
+struct product {
+    const void *x, *weight, *bias;
+    void *out;
+    const float *scales; /* one an output, of INT8 weights; else NULL */
+    int64_t rows, x_stride, outs, width;
+    int32_t kind, weight_kind; /* of x, bias and out; of the weight */
+};
+
+enum { OUT_BLOCK = 96, ROW_BLOCK = 96, WIDTH_BLOCK = 1024 }; /* what a second-level and a first-level cache hold */
+enum { SMALL_WORK = 1 << 15 }; /* multiplications for which waking another thread does not pay */
+
+INLINE long whole_pairs(long width) { return (width + PAIR - 1) / PAIR * PAIR; }
+INLINE long least(long a, long b) { return a < b ? a : b; }
+
+/* Adds a tile of outputs by rows, over a part of the width that begins at `from`, to totals[row * OUT_BLOCK + out]. */
+INLINE void add_tile(
+    enum kind kind, int outs, int rows, const struct product *p, long first, long from, long width, const float *lines,
+    long stride, float *totals
+) {
+    const void *weights[LONE_OUTS];
+    float found[LONE_OUTS][ROWS];
+    UNROLL for (int o = 0; o < outs; o++)
+        weights[o] = shifted(kind, p->weight, least(first + o, p->outs - 1) * p->width + from);
+    long whole = width / PAIR * PAIR;
+    dot_tile(kind, rows, weights, lines, stride, whole, found);
+    for (long at = whole; at < width; at++)
+        for (int o = 0; o < outs; o++)
+            for (int r = 0; r < rows; r++)
+                found[o][r] += number(kind, weights[o], at) * lines[r * stride + place(kind, at)];
+    for (int o = 0; o < outs && first + o < p->outs; o++)
+        for (int r = 0; r < rows; r++) totals[r * OUT_BLOCK + o] += found[o][r];
+}
+
+/* All rows of `lines` against a block of outputs; the outermost loop keeps the weight's part in the cache. */
+INLINE void add_block(
+    enum kind kind, const struct product *p, long first, long outs, const float *lines, long stride, long rows,
+    float *totals
+) {
+    for (long from = 0; from < p->width; from += WIDTH_BLOCK) {
+        long width = least(WIDTH_BLOCK, p->width - from), r = 0;
+        for (; r + ROWS <= rows; r += ROWS)
+            for (long o = 0; o < outs; o += OUTS)
+                add_tile(kind, OUTS, ROWS, p, first + o, from, width, lines + r * stride + from, stride,
+                         totals + r * OUT_BLOCK + o);
+        for (; r + 2 <= rows; r += 2)
+            for (long o = 0; o < outs; o += OUTS)
+                add_tile(kind, OUTS, 2, p, first + o, from, width, lines + r * stride + from, stride,
+                         totals + r * OUT_BLOCK + o);
+        for (; r < rows; r++)
+            for (long o = 0; o < outs; o += LONE_OUTS)
+                add_tile(kind, LONE_OUTS, 1, p, first + o, from, width, lines + r * stride + from, stride,
+                         totals + r * OUT_BLOCK + o);
+    }
+}
+
+INLINE void finish_block(const struct product *p, long row, long rows, long first, long outs, const float *totals) {
+    for (long r = 0; r < rows; r++)
+        for (long o = 0; o < outs; o++) {
+            float x = totals[r * OUT_BLOCK + o] * (p->scales ? p->scales[first + o] : 1.0f);
+            if (p->bias) x += number(p->kind, p->bias, first + o);
+            put(p->kind, p->out, (row + r) * p->outs + first + o, x);
+        }
+}
+
+INLINE void run_product(enum kind kind, const struct product *p, float *lines) {
+    long stride = whole_pairs(p->width);
+    int is_small = p->rows * p->outs * p->width < SMALL_WORK;
+#pragma omp parallel if (!is_small)
+    {
+#pragma omp for schedule(static)
+        for (long r = 0; r < p->rows; r++)
+            lay_line(p->kind, kind, shifted(p->kind, p->x, r * p->x_stride), p->width, lines + r * stride);
+#pragma omp for schedule(dynamic, 1) nowait
+        for (long first = 0; first < p->outs; first += OUT_BLOCK) {
+            long outs = least(OUT_BLOCK, p->outs - first);
+            for (long row = 0; row < p->rows; row += ROW_BLOCK) {
+                float totals[ROW_BLOCK * OUT_BLOCK];
+                long rows = least(ROW_BLOCK, p->rows - row);
+                memset(totals, 0, rows * OUT_BLOCK * sizeof *totals);
+                add_block(kind, p, first, outs, lines + row * stride, stride, rows, totals);
+                finish_block(p, row, rows, first, outs, totals);
+            }
+        }
+    }
+}
+
+/* 0, or 1 where there is no memory. */
+int trefoil_product(const struct product *p) {
+    float *lines = aligned_alloc(64, (whole_pairs(p->width) * p->rows * sizeof(float) + 63) / 64 * 64);
+    if (!lines) return 1;
+    switch (p->weight_kind) {
+    case F32: run_product(F32, p, lines); break;
+    case BF16: run_product(BF16, p, lines); break;
+    default: run_product(INT8, p, lines);
+    }
+    free(lines);
+    return 0;
+}
+
+/* ---- attention over pages or packed rows ------------------------------------------------------------------------- */
+
+enum { LINES = 48, KEYS = 32, MOST_WIDTH = 256, SPLIT_KEYS = 512 };
+
+struct attention {
+    const void *q, *k, *v;
+    void *out;
+    const int32_t *row_starts; /* N + 1: the query rows of each sequence */
+    const int64_t *num_keys;   /* N */
+    const int64_t *table;      /* page numbers, `table_stride` a sequence; NULL: keys lie in order from `key_starts` */
+    const int64_t *key_starts;
+    const float *bias; /* per query head: what is added at key - query = d, at [d + bias_offset]; NULL: nothing */
+    int64_t sequences, heads, kv_heads, head_dim, q_stride, kv_stride, table_stride, page_size, window;
+    int64_t bias_offset, bias_stride;
+    float scale;
+    int32_t kind, is_causal;
+};
+
+/* Query rows [row, row + rows) of one sequence and `heads` query heads of one group, over the keys [from, to). */
+struct task {
+    long sequence, head, heads, row, rows, from, to;
+};
+
+/* What a task has found of its lines, one a query row and head: merged with others' where the keys were split. */
+struct found {
+    float acc[LINES * MOST_WIDTH], most[LINES], total[LINES];
+};
+
+INLINE floats exp_below_zero(floats x) {
+    floats two = x * all(1.44269504f);
+    ints is_gone = two < all(-126.0f);
+    two = (floats)(((ints)two & ~is_gone) | ((ints)all(-126.0f) & is_gone));
+    ints whole = __builtin_convertvector(two - all(0.5f), ints);
+    floats part = two - __builtin_convertvector(whole, floats); /* -0.5 to 0.5 */
+    floats power = all(1.5403530e-4f);
+    power = power * part + all(1.3333558e-3f);
+    power = power * part + all(9.6181291e-3f);
+    power = power * part + all(5.5504109e-2f);
+    power = power * part + all(2.4022651e-1f);
+    power = power * part + all(6.9314718e-1f);
+    power = power * part + all(1.0f);
+    return (floats)((ints)(power * (floats)((whole + 127) << 23)) & ~is_gone);
+}
+
+/* A row of keys or values as float32, in order, zeros up to `padded`. */
+INLINE void widen(enum kind kind, const void *row, long width, long padded, float *to) {
+    long at = 0;
+    for (; at + LANES <= width; at += LANES) store(to + at, in_order(kind, row, at));
+    for (; at < width; at++) to[at] = number(kind, row, at);
+    for (; at < padded; at++) to[at] = 0;
+}
+
+INLINE long key_slot(const struct attention *a, long n, long key) {
+    if (!a->table) return a->key_starts[n] + key;
+    return a->table[n * a->table_stride + key / a->page_size] * a->page_size + key % a->page_size;
+}
+
+#ifdef __clang__
+#define mixed(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define mixed(a, b, ...) __builtin_shuffle(a, b, (quad_places){__VA_ARGS__})
+#endif
+
+/* Scores of three lines against a tile of keys. */
+static void score_lines(const float *q, const float *k, long padded, float scores[][KEYS]) {
+    for (long key = 0; key < KEYS; key += 4) {
+        floats sums[3][4] = {0};
+        const float *at = k + key * padded;
+        for (long d = 0; d < padded; d += LANES) {
+            UNROLL for (int j = 0; j < 4; j++) {
+                floats own = load(at + j * padded + d);
+                UNROLL for (int m = 0; m < 3; m++) sums[m][j] += load(q + m * padded + d) * own;
+            }
+        }
+        UNROLL for (int m = 0; m < 3; m++) {
+            quads a = folded(sums[m][0]), b = folded(sums[m][1]), c = folded(sums[m][2]), d = folded(sums[m][3]);
+            quads ab = mixed(a, b, 0, 4, 1, 5) + mixed(a, b, 2, 6, 3, 7);
+            quads cd = mixed(c, d, 0, 4, 1, 5) + mixed(c, d, 2, 6, 3, 7);
+            quads four = mixed(ab, cd, 0, 1, 4, 5) + mixed(ab, cd, 2, 3, 6, 7);
+            memcpy(&scores[m][key], &four, sizeof four);
+        }
+    }
+}
+
+/* acc[m] += sum over keys of weights[m][key] * v[key], for three lines. */
+static void add_values(const float *v, long padded, const float weights[][KEYS], float *acc) {
+    for (long d = 0; d < padded; d += PAIR) {
+        floats sums[3][2];
+        UNROLL for (int m = 0; m < 3; m++) {
+            sums[m][0] = load(acc + m * padded + d);
+            sums[m][1] = load(acc + m * padded + d + LANES);
+        }
+        for (long key = 0; key < KEYS; key++) {
+            floats first = load(v + key * padded + d), second = load(v + key * padded + d + LANES);
+            UNROLL for (int m = 0; m < 3; m++) {
+                floats weight = all(weights[m][key]);
+                sums[m][0] += weight * first;
+                sums[m][1] += weight * second;
+            }
+        }
+        UNROLL for (int m = 0; m < 3; m++) {
+            store(acc + m * padded + d, sums[m][0]);
+            store(acc + m * padded + d + LANES, sums[m][1]);
+        }
+    }
+}
+
+INLINE void scale_line(float *line, long padded, float factor) {
+    for (long d = 0; d < padded; d += LANES) store(line + d, load(line + d) * all(factor));
+}
+
+/* Bias, mask and running softmax of one line over the tile of keys that begins at `key`; weights replace scores. */
+INLINE float take_scores(
+    const struct attention *a, long head, long position, long key, long count, float *scores, float *most, float *total
+) {
+    long first = 0, end = count;
+    if (a->is_causal) end = least(end, position + 1 - key);
+    if (a->window && position - a->window + 1 > key) first = position - a->window + 1 - key;
+    if (first >= end) {
+        memset(scores, 0, KEYS * sizeof *scores);
+        return 1;
+    }
+    if (a->bias) {
+        const float *bias = a->bias + head * a->bias_stride + a->bias_offset + key - position;
+        for (long j = first; j < end; j++) scores[j] += bias[j];
+    }
+    for (long j = 0; j < first; j++) scores[j] = -INFINITY;
+    for (long j = end; j < KEYS; j++) scores[j] = -INFINITY;
+    float now = *most;
+    for (long j = first; j < end; j++) now = scores[j] > now ? scores[j] : now;
+    floats sums = {0};
+    for (long j = 0; j < KEYS; j += LANES) {
+        floats weights = exp_below_zero(load(scores + j) - all(now));
+        store(scores + j, weights);
+        sums += weights;
+    }
+    float kept = *most == -INFINITY ? 0 : expf(*most - now);
+    *most = now;
+    *total = *total * kept + sum(sums);
+    return kept;
+}
+
+INLINE long row_count(const struct attention *a, long n) { return a->row_starts[n + 1] - a->row_starts[n]; }
+
+/* Where the sequence's first query row stands among its keys. */
+INLINE long first_position(const struct attention *a, long n) {
+    return a->is_causal ? a->num_keys[n] - row_count(a, n) : 0;
+}
+
+INLINE void attend(enum kind kind, const struct attention *a, const struct task *t, struct found *f) {
+    long lines = t->rows * t->heads, width = a->head_dim, padded = whole_pairs(width), tops = (lines + 2) / 3 * 3;
+    long position = first_position(a, t->sequence) + t->row, own_head = t->head / (a->heads / a->kv_heads) * width;
+    float q[LINES * MOST_WIDTH], k[KEYS * MOST_WIDTH], v[KEYS * MOST_WIDTH], scores[LINES][KEYS];
+    for (long line = 0; line < lines; line++) {
+        long row = a->row_starts[t->sequence] + t->row + line / t->heads, head = t->head + line % t->heads;
+        widen(kind, shifted(kind, a->q, row * a->q_stride + head * width), width, padded, q + line * padded);
+        for (long d = 0; d < padded; d++) q[line * padded + d] *= a->scale;
+        f->most[line] = -INFINITY, f->total[line] = 0;
+    }
+    memset(q + lines * padded, 0, (tops - lines) * padded * sizeof *q);
+    memset(f->acc, 0, tops * padded * sizeof *f->acc);
+    for (long key = t->from; key < t->to; key += KEYS) {
+        long count = least(KEYS, t->to - key);
+        for (long j = 0; j < count; j++) {
+            long at = key_slot(a, t->sequence, key + j) * a->kv_stride + own_head;
+            widen(kind, shifted(kind, a->k, at), width, padded, k + j * padded);
+            widen(kind, shifted(kind, a->v, at), width, padded, v + j * padded);
+        }
+        memset(k + count * padded, 0, (KEYS - count) * padded * sizeof *k);
+        memset(v + count * padded, 0, (KEYS - count) * padded * sizeof *v);
+        for (long line = 0; line < lines; line += 3) {
+            score_lines(q + line * padded, k, padded, scores + line);
+            for (long m = line; m < least(line + 3, lines); m++) {
+                float kept = take_scores(a, t->head + m % t->heads, position + m / t->heads, key, count, scores[m],
+                                         &f->most[m], &f->total[m]);
+                if (kept != 1) scale_line(f->acc + m * padded, padded, kept);
+            }
+            add_values(v, padded, scores + line, f->acc + line * padded);
+        }
+    }
+}
+
+/* Writes what `parts` tasks over the same lines and different keys found together. */
+INLINE void merge(enum kind kind, const struct attention *a, const struct task *t, struct found *parts, long count) {
+    long width = a->head_dim, padded = whole_pairs(width);
+    for (long line = 0; line < t->rows * t->heads; line++) {
+        float most = -INFINITY, total = 0, *acc = parts->acc + line * padded;
+        for (long i = 0; i < count; i++) most = parts[i].most[line] > most ? parts[i].most[line] : most;
+        for (long i = 0; i < count; i++) {
+            float kept = parts[i].total[line] ? expf(parts[i].most[line] - most) : 0;
+            total += parts[i].total[line] * kept;
+            if (count > 1) scale_line(parts[i].acc + line * padded, padded, kept);
+            for (long d = 0; i && d < padded; d++) acc[d] += parts[i].acc[line * padded + d];
+        }
+        long row = a->row_starts[t->sequence] + t->row + line / t->heads, head = t->head + line % t->heads;
+        for (long d = 0; d < width; d++) put(kind, a->out, (row * a->heads + head) * width + d, acc[d] / total);
+    }
+}
+
+/* Fills `tasks` where there are any; how many there are. Every `parts` tasks in a row share their lines. */
+static long cut(const struct attention *a, long parts, struct task *tasks) {
+    long count = 0, group = a->heads / a->kv_heads, most_heads = least(group, LINES), step = LINES / most_heads;
+    for (long n = 0; n < a->sequences; n++)
+        for (long row = (row_count(a, n) - 1) / step * step; row >= 0; row -= step) /* the longest first */
+            for (long kv = 0; kv < a->kv_heads; kv++)
+                for (long own = 0; own < group; own += most_heads) {
+                    struct task t = {n, kv * group + own, least(most_heads, group - own), row,
+                                     least(step, row_count(a, n) - row), 0, a->num_keys[n]};
+                    long position = first_position(a, n) + row;
+                    if (a->is_causal) t.to = position + t.rows;
+                    if (a->window && position + 1 > a->window) t.from = position + 1 - a->window;
+                    long from = t.from, each = (t.to - t.from + parts - 1) / parts;
+                    for (long i = 0; i < parts; i++, count++) {
+                        if (!tasks) continue;
+                        t.from = least(from + i * each, t.to);
+                        tasks[count] = t;
+                        tasks[count].to = least(t.from + each, t.to);
+                    }
+                }
+    return count;
+}
+
+INLINE void run_attention(enum kind kind, const struct attention *a, const struct task *tasks, long count) {
+#pragma omp parallel for schedule(dynamic, 1) if (count > 1)
+    for (long i = 0; i < count; i++) {
+        struct found own;
+        attend(kind, a, tasks + i, &own);
+        merge(kind, a, tasks + i, &own, 1);
+    }
+}
+
+INLINE void run_split(
+    enum kind kind, const struct attention *a, const struct task *tasks, long count, long parts, struct found *found
+) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (long i = 0; i < count; i++) attend(kind, a, tasks + i, found + i);
+    for (long i = 0; i < count; i += parts) merge(kind, a, tasks + i, found + i, parts);
+}
+
+/* Few lines over many keys are cut along the keys, so that every thread has work; 1 where there is no memory. */
+int trefoil_attention(const struct attention *a) {
+    long count = cut(a, 1, NULL), parts = 1, most = 0;
+    for (long n = 0; n < a->sequences; n++) most = a->num_keys[n] > most ? a->num_keys[n] : most;
+    if (count && count < 2 * omp_get_max_threads())
+        parts = least((2 * omp_get_max_threads() + count - 1) / count, (most + SPLIT_KEYS - 1) / SPLIT_KEYS);
+    if (parts < 1) parts = 1;
+    struct task *tasks = malloc((count + 1) * parts * sizeof *tasks);
+    struct found *found = parts > 1 ? malloc(count * parts * sizeof *found) : NULL;
+    int is_short = !tasks || (parts > 1 && !found);
+    if (!is_short) {
+        count = cut(a, parts, tasks);
+        if (parts == 1 && a->kind == F32) run_attention(F32, a, tasks, count);
+        else if (parts == 1) run_attention(BF16, a, tasks, count);
+        else if (a->kind == F32) run_split(F32, a, tasks, count, parts, found);
+        else run_split(BF16, a, tasks, count, parts, found);
+    }
+    free(found);
+    free(tasks);
+    return is_short;
+}
+
+/* ---- small steps between the products ---------------------------------------------------------------------------- */
+
+/* out = weight * rounded(x / sqrt(mean(x^2) + eps)) */
+INLINE void norm_row(enum kind kind, const void *x, const void *weight, void *out, long width, float eps) {
+    floats squares = {0};
+    float rest = 0;
+    long at = 0, whole = width / LANES * LANES;
+    for (; at < whole; at += LANES) {
+        floats own = in_order(kind, x, at);
+        squares += own * own;
+    }
+    for (; at < width; at++) rest += number(kind, x, at) * number(kind, x, at);
+    float scale = 1.0f / sqrtf((sum(squares) + rest) / width + eps);
+    for (at = 0; at < width; at++) {
+        float normed = number(kind, x, at) * scale;
+        if (kind == BF16) normed = widened(narrowed(normed));
+        put(kind, out, at, normed * number(kind, weight, at));
+    }
+}
+
+void trefoil_rms_norm(
+    int32_t kind, const void *x, const void *weight, void *out, int64_t rows, int64_t x_stride, int64_t width, float eps
+) {
+#pragma omp parallel for schedule(static) if (rows * width >= SMALL_WORK)
+    for (long r = 0; r < rows; r++) {
+        if (kind == F32) norm_row(F32, shifted(F32, x, r * x_stride), weight, (float *)out + r * width, width, eps);
+        else norm_row(BF16, shifted(BF16, x, r * x_stride), weight, (uint16_t *)out + r * width, width, eps);
+    }
+}
+
+INLINE void turn_head(enum kind kind, const void *x, void *out, const float *cosine, const float *sine, long half, long width) {
+    for (long i = 0; i < half; i++) {
+        float first = number(kind, x, i), second = number(kind, x, half + i);
+        put(kind, out, i, first * cosine[i] - second * sine[i]);
+        put(kind, out, half + i, second * cosine[i] + first * sine[i]);
+    }
+    for (long i = 2 * half; i < width; i++) put(kind, out, i, number(kind, x, i));
+}
+
+/* Turns each head's first 2 * half numbers by its row's angles. */
+void trefoil_rotary(
+    int32_t kind, const void *x, void *out, const float *cosines, const float *sines, int64_t rows, int64_t x_stride,
+    int64_t heads, int64_t width, int64_t half
+) {
+#pragma omp parallel for schedule(static) if (rows * heads * width >= SMALL_WORK)
+    for (long i = 0; i < rows * heads; i++) {
+        long r = i / heads, from = r * x_stride + i % heads * width;
+        const float *cosine = cosines + r * half, *sine = sines + r * half;
+        if (kind == F32) turn_head(F32, shifted(F32, x, from), (float *)out + i * width, cosine, sine, half, width);
+        else turn_head(BF16, shifted(BF16, x, from), (uint16_t *)out + i * width, cosine, sine, half, width);
+    }
+}
+
+INLINE void gate_row(enum kind kind, const void *gate, const void *up, void *out, long from, long to) {
+    for (long at = from; at < to; at += LANES) {
+        float line[LANES];
+        long count = least(LANES, to - at);
+        floats x = {0};
+        if (count == LANES) x = in_order(kind, gate, at);
+        else for (long i = 0; i < count; i++) x[i] = number(kind, gate, at + i);
+        floats size = (floats)((ints)x & 0x7fffffff), e = exp_below_zero(-size);
+        ints is_below = x < all(0.0f);
+        floats top = (floats)(((ints)e & is_below) | ((ints)all(1.0f) & ~is_below));
+        store(line, x * top / (all(1.0f) + e));
+        for (long i = 0; i < count; i++) {
+            float act = kind == BF16 ? widened(narrowed(line[i])) : line[i];
+            put(kind, out, at + i, act * number(kind, up, at + i));
+        }
+    }
+}
+
+/* out = silu(gate) * up */
+void trefoil_silu_mul(int32_t kind, const void *gate, const void *up, void *out, int64_t count) {
+#pragma omp parallel for schedule(static) if (count >= SMALL_WORK)
+    for (long from = 0; from < count; from += 4096) {
+        long to = least(from + 4096, count);
+        if (kind == F32) gate_row(F32, gate, up, out, from, to);
+        else gate_row(BF16, gate, up, out, from, to);
+    }
+}
+
+/* Copies each row's heads to its slot; `bytes` a row. */
+void trefoil_page_write(
+    const char *rows, char *pages, const int64_t *slots, int64_t count, int64_t row_stride, int64_t bytes
+) {
+    for (long r = 0; r < count; r++) memcpy(pages + slots[r] * bytes, rows + r * row_stride, bytes);
+}
