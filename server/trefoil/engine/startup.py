@@ -16,6 +16,8 @@ from trefoil.engine.pages import PagePool
 from trefoil.engine.runner import Runner
 from trefoil.engine.scheduler import Scheduler, Totals
 from trefoil.engine.tasks import tasks_of
+from trefoil_kernels.cpu.library import native
+from trefoil_kernels.linear import has_bf16_products
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
@@ -102,7 +104,7 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> torch.dtype:
     if stored not in DTYPES:
         raise CheckpointError(f"config.json: torch_dtype = {stored!r} is not supported; known: {', '.join(DTYPES)}")
     if device.type == "cpu" and stored != "float32":
-        chosen = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+        chosen = "bfloat16" if has_bf16_products() or native() is not None else "float32"
         if chosen != stored:
             log.info("dtype_changed", stored=stored, chosen=chosen, why="what this CPU computes fast")
         return DTYPES[chosen]
