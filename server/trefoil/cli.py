@@ -11,7 +11,16 @@ from typer.exceptions import Abort, TyperException
 
 from trefoil import __version__
 from trefoil.errors import InvalidSetting
-from trefoil.settings import ModelSource, Settings, default_data_dir, parse_bytes
+from trefoil.settings import (
+    ModelSource,
+    Settings,
+    default_data_dir,
+    parse_bytes,
+    parse_endpoint,
+    parse_origin,
+    parse_rates,
+    read_keys,
+)
 
 app = typer.Typer(name="trefoil", add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -55,6 +64,17 @@ def serve(
     api_key: Annotated[
         list[str] | None, typer.Option(envvar=env("--api-key"), help="Key that clients must send; may be repeated.")
     ] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option(envvar=env("--api-key-file"), help="File with one such key a line.")
+    ] = None,
+    rate_limit: Annotated[
+        str | None,
+        typer.Option(envvar=env("--rate-limit"), help="Requests of one key, such as 60/minute or 5/second;1000/hour."),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(envvar=env("--cors-origin"), help="Origin whose pages may call us; may be repeated [none]."),
+    ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(envvar=env("--device"), help="Where models run.")] = "cpu",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -97,17 +117,33 @@ def serve(
     max_body_size: Annotated[
         str, typer.Option(envvar=env("--max-body-size"), help="Largest request body, such as 16MiB.")
     ] = "16MiB",
-    shutdown_timeout: Annotated[
-        int, typer.Option(envvar=env("--shutdown-timeout"), min=0, help="Seconds that streams may take after SIGTERM.")
-    ] = 30,
     max_upload_size: Annotated[
         str, typer.Option(envvar=env("--max-upload-size"), help="Largest training file, such as 512MiB.")
     ] = "512MiB",
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(envvar=env("--request-timeout"), min=0.01, help="Seconds that an answer may take [no limit]."),
+    ] = None,
+    body_timeout: Annotated[
+        float,
+        typer.Option(envvar=env("--body-timeout"), min=0.01, help="Seconds without a byte of a request's body."),
+    ] = 30.0,
+    keep_alive_timeout: Annotated[
+        int, typer.Option(envvar=env("--keep-alive-timeout"), min=1, help="Seconds that idle connections stay open.")
+    ] = 5,
+    shutdown_timeout: Annotated[
+        int, typer.Option(envvar=env("--shutdown-timeout"), min=0, help="Seconds that streams may take after SIGTERM.")
+    ] = 30,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     no_worker: Annotated[
         bool, typer.Option("--no-worker", envvar=env("--no-worker"), help="Train nothing here; see `trefoil worker`.")
     ] = False,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(envvar=env("--otlp-traces-endpoint"), help="Where OpenTelemetry traces go, over HTTP [nowhere]."),
+    ] = None,
+    access_log: Annotated[bool, typer.Option(envvar=env("--access-log"), help="A log line for each request.")] = True,
     log_json: LogJson = False,
 ) -> None:
     """Serve models over HTTP."""
@@ -115,7 +151,12 @@ def serve(
         models=model_sources(models or [], served_model_name),
         host=host,
         port=port,
-        api_keys=tuple(key for key in api_key or [] if key),
+        api_keys=(
+            *(key for key in api_key or [] if key),
+            *(read_keys("--api-key-file", api_key_file) if api_key_file else ()),
+        ),
+        rate_limits=parse_rates("--rate-limit", rate_limit) if rate_limit else (),
+        cors_origins=tuple(parse_origin("--cors-origin", origin) for origin in cors_origin or []),
         device=device,
         dtype=dtype,
         max_model_len=max_model_len,
@@ -128,7 +169,14 @@ def serve(
         max_num_queued_reqs=max_num_queued_reqs,
         max_body_size=parse_bytes("--max-body-size", max_body_size),
         max_upload_size=parse_bytes("--max-upload-size", max_upload_size),
+        request_timeout=request_timeout,
+        body_timeout=body_timeout,
+        keep_alive_timeout=keep_alive_timeout,
         shutdown_timeout=shutdown_timeout,
+        otlp_traces_endpoint=(
+            parse_endpoint("--otlp-traces-endpoint", otlp_traces_endpoint) if otlp_traces_endpoint else None
+        ),
+        access_log=access_log,
         data_dir=data_folder(data_dir),
         database_url=database_url,
         has_worker=not no_worker,

@@ -11,9 +11,12 @@ TrefoilError
   JobNotFound               404  no training job has that id
   WrongState                409  what is asked for cannot be done now
   BodyTooLarge              413  the request body exceeds the limit
+  BodyTooSlow               408  the request body stopped coming
   QueueFull                 429  too many requests wait already
+  RateLimited               429  this key has used its requests for now
   ModelLoading              503  the model is not ready yet
   EngineLost                503  the engine died or shut down under the request
+  RequestTimedOut           504  the answer took longer than the server allows
 """
 
 from typing import ClassVar
@@ -32,7 +35,7 @@ class TrefoilError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = "internal_error"
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -119,6 +122,22 @@ class BodyTooLarge(TrefoilError):
     code = "body_too_large"
 
 
+class BodyTooSlow(TrefoilError):
+    status = 408
+    type = "invalid_request_error"
+    code = "body_timeout"
+
+
+class RateLimited(TrefoilError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, rate: str, retry_after_s: int) -> None:
+        super().__init__(f"this key may send {rate}; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
 class QueueFull(TrefoilError):
     status = 429
     type = "rate_limit_error"
@@ -138,3 +157,9 @@ class EngineLost(TrefoilError):
     type = "service_unavailable_error"
     code = "engine_lost"
     retry_after_s = 2
+
+
+class RequestTimedOut(TrefoilError):
+    status = 504
+    type = "timeout_error"
+    code = "request_timeout"

@@ -4,6 +4,9 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from limits import RateLimitItem, parse_many
 
 from trefoil.errors import InvalidSetting
 
@@ -54,7 +57,14 @@ class Settings:
     max_num_queued_reqs: int = 256
     max_body_size: int = 16 * 2**20
     max_upload_size: int = 512 * 2**20
+    rate_limits: tuple[RateLimitItem, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    request_timeout: float | None = None
+    body_timeout: float = 30.0
+    keep_alive_timeout: int = 5
     shutdown_timeout: int = 30
+    otlp_traces_endpoint: str | None = None
+    access_log: bool = True
     data_dir: Path = field(default_factory=default_data_dir)
     database_url: str | None = None
     has_worker: bool = True
@@ -90,3 +100,42 @@ def parse_bytes(flag: str, text: str) -> int:
     if not match or not unit or float(match[1]) <= 0:
         raise InvalidSetting(flag, text, "a size such as 512MiB, 2GiB or 1000000")
     return int(float(match[1]) * unit)
+
+
+def parse_rates(flag: str, text: str) -> tuple[RateLimitItem, ...]:
+    """`60/minute` or `10/second;1000/hour`: limits that hold together. Raises InvalidSetting naming the flag."""
+    try:
+        rates = tuple(parse_many(text))
+    except ValueError:
+        rates = ()
+    if not rates or any(rate.amount < 1 for rate in rates):
+        raise InvalidSetting(flag, text, "a rate such as 60/minute or 10/second;1000/hour")
+    return rates
+
+
+def parse_origin(flag: str, text: str) -> str:
+    """`https://app.example` or `*`: where pages that may call us come from. Raises InvalidSetting naming the flag."""
+    parts = urlsplit(text)
+    if text != "*" and (parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}"):
+        raise InvalidSetting(flag, text, "* or an origin such as https://app.example, without a path")
+    return text
+
+
+def parse_endpoint(flag: str, text: str) -> str:
+    """An address that takes HTTP. Raises InvalidSetting naming the flag."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InvalidSetting(flag, text, "an address such as http://collector:4318/v1/traces")
+    return text
+
+
+def read_keys(flag: str, path: str) -> tuple[str, ...]:
+    """The keys in a file, one a line; empty lines and what follows # are no keys. Raises InvalidSetting."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting(flag, path, "a readable text file with one key a line") from error
+    keys = tuple(key for line in lines if (key := line.partition("#")[0].strip()))
+    if not keys:
+        raise InvalidSetting(flag, path, "a file with at least one key; without any, the server would be open")
+    return keys

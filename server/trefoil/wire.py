@@ -87,13 +87,17 @@ class PromptScores(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The end of one answer. `stop_id`: the token that ended it, already sent in Tokens."""
+    """The end of one answer. `stop_id`: the token that ended it, already sent in Tokens.
+
+    `admitted_at`: when its sequence left the queue, by the clock that all processes of a machine share (monotonic).
+    """
 
     id: str
     index: int
     reason: str
     stop_id: int | None = None
     cached_len: int = 0
+    admitted_at: float = 0.0
 
 
 class Scores(msgspec.Struct, frozen=True, tag=True):

@@ -40,7 +40,7 @@ class Server:
 
     def wait_listening(self) -> None:
         """Wait for the port to open, and learn it."""
-        pattern = re.compile(r"event=listening url=(\S+)")
+        pattern = re.compile(r'\burl(?:=|": ")(http[^\s"]+)')  # key=value or JSON
         eventually(lambda: self.process.poll() is not None or pattern.search(self.log.read_text()), within_s=START_S)
         found = pattern.search(self.log.read_text())
         assert found, f"the server did not start:\n{self.log.read_text()}"

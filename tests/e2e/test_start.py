@@ -42,6 +42,13 @@ def refusal(*arguments: str, **env: str) -> str:
         ("--max-num-seqs", "0", "equal to 1"),
         ("--max-num-batched-tokens", "8", "--max-num-seqs"),
         ("--memory-utilization", "2", "0.98"),
+        ("--rate-limit", "0/minute", "60/minute"),
+        ("--rate-limit", "fast", "60/minute"),
+        ("--cors-origin", "app.example", "https://"),
+        ("--cors-origin", "https://app.example/page", "without a path"),
+        ("--otlp-traces-endpoint", "collector:4317", "4318"),
+        ("--request-timeout", "0", "0.01"),
+        ("--max-upload-size", "none", "GiB"),
     ],
 )
 def test_a_bad_flag_is_named_with_its_value(folders: dict[str, Path], flag: str, value: str, told: str) -> None:
@@ -59,6 +66,14 @@ def test_a_bad_variable_is_named(folders: dict[str, Path]) -> None:
     line = refusal(str(folders["a"]), TREFOIL_PORT="abc")
     assert "TREFOIL_PORT" in line
     assert "abc" in line
+
+
+def test_key_files_without_a_key_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("# nobody\n")
+    for name in ("empty", "absent"):
+        line = refusal(str(folders["a"]), "--api-key-file", str(tmp_path / name))
+        assert "--api-key-file" in line
+        assert name in line
 
 
 def test_two_models_of_one_name_are_refused(folders: dict[str, Path]) -> None:

@@ -5,17 +5,21 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from trefoil import __version__
 from trefoil.api.deps import ClientGone, gone
 from trefoil.api.fleet import Fleet
-from trefoil.api.middleware import ApiKeys, BodyLimit, RequestIds
+from trefoil.api.middleware import ApiKeys, BodyLimit, RateLimits, RequestIds, RequestTimeout
 from trefoil.api.routes import ops
 from trefoil.api.routes.openai import chat, completions, files, models
 from trefoil.api.routes.tasks import perplexity, text_classification, text_generation, tokenize
 from trefoil.api.sse import json_response
+from trefoil.api.tracing import Traces, Tracing
 from trefoil.api.validation import explain
 from trefoil.errors import TrefoilError, error_body
+from trefoil.metrics import Metrics
+from trefoil.settings import Settings
 from trefoil.store.store import Store
 
 log = structlog.get_logger()
@@ -33,7 +37,7 @@ ROUTERS = (
 )
 
 
-def create_app(fleet: Fleet, store: Store) -> FastAPI:
+def create_app(fleet: Fleet, store: Store, traces: Traces | None = None) -> FastAPI:
     """The server's ASGI application over a started fleet."""
     app = FastAPI(title="trefoil", version=__version__, redoc_url=None)
     app.state.fleet, app.state.store = fleet, store
@@ -44,12 +48,34 @@ def create_app(fleet: Fleet, store: Store) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, gone)
     app.add_exception_handler(Exception, _bug)
-    settings = fleet.settings
-    # the last added is the outermost
-    app.add_middleware(BodyLimit, limit=settings.max_body_size, limits={"/v1/files": settings.max_upload_size})
-    app.add_middleware(ApiKeys, keys=settings.api_keys)
-    app.add_middleware(RequestIds, metrics=fleet.metrics)
+    _surround(app, fleet.settings, fleet.metrics, traces)
     return app
+
+
+def _surround(app: FastAPI, settings: Settings, metrics: Metrics, traces: Traces | None) -> None:
+    """Put the middleware around the routes; the last added is the outermost."""
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.max_body_size,
+        limits={"/v1/files": settings.max_upload_size},
+        timeout_s=settings.body_timeout,
+    )
+    if settings.request_timeout is not None:
+        app.add_middleware(RequestTimeout, limit_s=settings.request_timeout)
+    if settings.rate_limits:
+        app.add_middleware(RateLimits, rates=settings.rate_limits, by_key=bool(settings.api_keys))
+    app.add_middleware(ApiKeys, keys=settings.api_keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    if traces is not None:
+        app.add_middleware(Tracing, tracer=traces.tracer)
+    app.add_middleware(RequestIds, metrics=metrics, logs=settings.access_log)
 
 
 def _answer(error: TrefoilError) -> Response:

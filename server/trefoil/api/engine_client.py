@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import zmq
 import zmq.asyncio
+from opentelemetry import trace
 
 from trefoil import wire
 from trefoil.errors import EngineLost, InvalidRequest, ModelLoading, QueueFull
@@ -20,7 +21,10 @@ class EngineStream:
         self._client = client
         self.request = request
         self.started = time.monotonic()
+        self.admitted_at: float | None = None
+        self.first_token: float | None = None
         self.last_token: float | None = None
+        self.span = trace.get_current_span()
         self.num_tokens = 0
         self._open = set(range(request.params.n))
         self._lost: EngineLost | None = None
@@ -29,6 +33,23 @@ class EngineStream:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds spent waiting, on the prompt and on the answer, by the names that traces give them."""
+        if self.admitted_at is None:
+            return {}
+        times = {"gen_ai.latency.time_in_queue": max(self.admitted_at - self.started, 0.0)}
+        if self.first_token is None or self.last_token is None:
+            return times
+        decode = self.last_token - self.first_token
+        return {
+            **times,
+            "gen_ai.latency.time_in_model_prefill": self.first_token - self.admitted_at,
+            "gen_ai.latency.time_in_model_decode": decode,
+            "gen_ai.latency.time_in_model_inference": self.last_token - self.admitted_at,
+            "gen_ai.latency.time_per_output_token": decode / max(self.num_tokens - self.request.params.n, 1),
+        }
 
     def put(self, event: wire.Event) -> None:
         """The client heard something for this request."""
@@ -55,6 +76,7 @@ class EngineStream:
                 self._finish(set(self._open), "error")
                 raise InvalidRequest(event.message)
             case wire.Done():
+                self.admitted_at = event.admitted_at
                 self._finish({event.index}, event.reason)
         return event
 
@@ -189,9 +211,7 @@ class EngineClient:
         self._metrics.finished.labels(self.name, reason).inc(count)
         if not stream.num_open:
             self._streams.pop(stream.request.id, None)
-            self._metrics.e2e_latency.labels(self.name).observe(time.monotonic() - stream.started)
-            self._metrics.request_prompt_tokens.labels(self.name).observe(len(stream.request.ids))
-            self._metrics.request_generated_tokens.labels(self.name).observe(stream.num_tokens)
+            self._observe(stream, time.monotonic())
 
     async def listen(
         self, inbox: zmq.asyncio.Socket, outbox: zmq.asyncio.Socket, on_start: Callable[[wire.Message], None]
@@ -206,6 +226,7 @@ class EngineClient:
                 case wire.Ready():
                     self.ready = self.about = message
                     self._stats = wire.Stats()
+                    self._metrics.cache_config.labels(self.name, str(message.page_size), str(message.num_pages)).set(1)
                     on_start(message)
                 case _:
                     on_start(message)
@@ -233,12 +254,41 @@ class EngineClient:
             stream.put(event)
         self._count(batch.stats)
 
+    def _observe(self, stream: EngineStream, now: float) -> None:
+        """A request has ended: what it asked for, what it got, where its time went."""
+        metrics, params = self._metrics, stream.request.params
+        metrics.e2e_latency.labels(self.name).observe(now - stream.started)
+        metrics.request_prompt_tokens.labels(self.name).observe(len(stream.request.ids))
+        metrics.request_generated_tokens.labels(self.name).observe(stream.num_tokens)
+        metrics.request_max_tokens.labels(self.name).observe(params.max_tokens)
+        metrics.request_n.labels(self.name).observe(params.n)
+        times = stream.times
+        for name, histogram in (
+            ("gen_ai.latency.time_in_queue", metrics.queue_time),
+            ("gen_ai.latency.time_in_model_prefill", metrics.prefill_time),
+            ("gen_ai.latency.time_in_model_decode", metrics.decode_time),
+            ("gen_ai.latency.time_in_model_inference", metrics.inference_time),
+            ("gen_ai.latency.time_per_output_token", metrics.time_per_token),
+        ):
+            if name in times:
+                histogram.labels(self.name).observe(times[name])
+        stream.span.set_attributes(
+            {
+                "gen_ai.response.model": self.name,
+                "gen_ai.usage.input_tokens": len(stream.request.ids),
+                "gen_ai.usage.output_tokens": stream.num_tokens,
+                "gen_ai.latency.e2e": now - stream.started,
+                **times,
+            }
+        )
+
     def _clock(self, stream: EngineStream, now: float) -> None:
         if stream.last_token is None:
             self._metrics.time_to_first_token.labels(self.name).observe(now - stream.started)
         else:
             self._metrics.inter_token_latency.labels(self.name).observe(now - stream.last_token)
         stream.last_token = now
+        stream.first_token = stream.first_token or now
 
     def _count(self, stats: wire.Stats) -> None:
         metrics, before, self._stats = self._metrics, self._stats, stats

@@ -12,6 +12,7 @@ import uvicorn
 
 from trefoil.api.app import create_app
 from trefoil.api.fleet import Fleet, StartRefused
+from trefoil.api.tracing import Traces
 from trefoil.logs import configure_logs
 from trefoil.metrics import Metrics
 from trefoil.settings import Settings
@@ -60,6 +61,8 @@ class Server(uvicorn.Server):
 async def run(settings: Settings) -> int:
     """Serve until a signal; the exit status."""
     configure_logs(as_json=settings.log_json)
+    endpoint = settings.otlp_traces_endpoint
+    traces = Traces(endpoint) if endpoint is not None else None
     store = await asyncio.to_thread(Store.open, settings.database, settings.data_dir)
     try:
         listener = bind(settings.host, settings.port)
@@ -75,10 +78,11 @@ async def run(settings: Settings) -> int:
         log.info("stopped", before="the models were read")
         return EXIT_OK
     config = uvicorn.Config(
-        create_app(fleet, store),
+        create_app(fleet, store, traces),
         lifespan="off",
         log_config=None,
         access_log=False,
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout + LAST_WORDS_S,
     )
     host, port = listener.getsockname()[:2]
@@ -89,6 +93,8 @@ async def run(settings: Settings) -> int:
     finally:
         await fleet.stop()
         store.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
     log.info("stopped")
     return EXIT_OK
 

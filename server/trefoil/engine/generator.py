@@ -131,4 +131,6 @@ class Generator:
 
     def _done(self, sequence: Sequence, reason: str, stop_id: int | None) -> wire.Done:
         self.scheduler.finish(sequence)
-        return wire.Done(sequence.request_id, sequence.index, reason, stop_id, sequence.cached_len)
+        return wire.Done(
+            sequence.request_id, sequence.index, reason, stop_id, sequence.cached_len, sequence.admitted_at
+        )

@@ -6,7 +6,8 @@ order is pre-empted: it gives its pages back and will compute its ids again.
 """
 
 import bisect
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from trefoil.engine.pages import PagePool, page_name
@@ -57,6 +58,7 @@ class Scheduler:
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
+    clock: Callable[[], float] = time.monotonic
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its siblings follow once its prompt is computed."""
@@ -135,6 +137,7 @@ class Scheduler:
         self.pool.share(shared)
         sequence.pages = shared + self.pool.take(fresh)
         sequence.computed = len(shared) * self.pool.page_size
+        sequence.admitted_at = sequence.admitted_at or self.clock()
         if not sequence.num_outputs and not sequence.index:
             sequence.cached_len = sequence.computed
         self.totals.prefix_queries += len(sequence.ids)
@@ -183,6 +186,7 @@ class Scheduler:
             sibling.pages = sequence.pages[:num_full] + own
             plan.copies.extend((sequence.pages[num_full], page) for page in own)
             sibling.computed, sibling.cached_len = sequence.prompt_len, sequence.cached_len
+            sibling.admitted_at = sequence.admitted_at
             bisect.insort(self.running, sibling, key=lambda s: s.order)
             forked.append(sibling)
         sequence.siblings = sequence.siblings[len(forked) :]

@@ -26,6 +26,7 @@ class Sequence:
     salt: bytes = b""
     computed: int = 0
     cached_len: int = 0
+    admitted_at: float = 0.0
     num_scored: int = 1
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
