@@ -6,10 +6,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported, and for the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from e2e.serving import Server, serving
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as `make serve` starts it, with the bundled demo models; it has no bad word in its log at the end."""
+    log = tmp_path_factory.mktemp("demo") / "stderr"
+    with serving(log) as running:
+        yield running
+        assert not any(running.said(f"event={bad}") for bad in ("unhandled", "stream_failed", "engine_lost"))
 
 
 @pytest.fixture(autouse=True, scope="session")
