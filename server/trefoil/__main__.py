@@ -1,6 +1,6 @@
 """`python -m trefoil`."""
 
-from trefoil.cli import main
+from trefoil.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -44,6 +44,7 @@ class Settings:
     models: tuple[ModelSource, ...]
     host: str = "127.0.0.1"
     port: int = 8000
+    uds: str | None = None
     api_keys: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"

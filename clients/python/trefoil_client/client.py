@@ -443,7 +443,11 @@ def _wait(retries: Retries, attempt: int, error: Exception, *, is_safe: bool) ->
 
 def _broken(error: httpx.TransportError) -> ConnectionFailed:
     kind = TimedOut if isinstance(error, httpx.TimeoutException) else ConnectionFailed
-    return kind(str(error) or type(error).__name__)
+    try:
+        where = f"{error.request.url.copy_with(path='/', query=None)}: "
+    except RuntimeError:  # httpx knows of no request
+        where = ""
+    return kind(where + (str(error) or type(error).__name__))
 
 
 def _refused(response: httpx.Response) -> Refused:

@@ -11,7 +11,7 @@ from trefoil import __version__
 from trefoil.api.deps import ClientGone, gone
 from trefoil.api.fleet import Fleet
 from trefoil.api.middleware import ApiKeys, BodyLimit, RateLimits, RequestIds, RequestTimeout
-from trefoil.api.routes import ops
+from trefoil.api.routes import ops, plan
 from trefoil.api.routes.openai import chat, completions, files, models
 from trefoil.api.routes.tasks import perplexity, text_classification, text_generation, tokenize
 from trefoil.api.sse import json_response
@@ -33,6 +33,7 @@ ROUTERS = (
     text_generation.router,
     perplexity.router,
     text_classification.router,
+    plan.router,
     ops.router,
 )
 

@@ -65,9 +65,9 @@ async def run(settings: Settings) -> int:
     traces = Traces(endpoint) if endpoint is not None else None
     store = await asyncio.to_thread(Store.open, settings.database, settings.data_dir)
     try:
-        listener = bind(settings.host, settings.port)
+        listener = bind(settings)
     except OSError as error:
-        return _refuse(f"--host {settings.host} --port {settings.port}: cannot be listened on: {error.strerror}")
+        return _refuse(f"{_place(settings)}: cannot be listened on: {error.strerror or error}")
     try:
         fleet = await start_fleet(settings)
     except StartRefused as error:
@@ -85,9 +85,8 @@ async def run(settings: Settings) -> int:
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.shutdown_timeout + LAST_WORDS_S,
     )
-    host, port = listener.getsockname()[:2]
     listener.listen(2048)
-    log.info("listening", url=f"http://{host}:{port}", models=",".join(fleet.models))
+    log.info("listening", url=_url(listener), models=",".join(fleet.models))
     try:
         await Server(config, fleet).serve(sockets=[listener])
     finally:
@@ -108,17 +107,30 @@ async def start_fleet(settings: Settings) -> Fleet:
     return await starting
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """The port is ours, and nobody can connect yet."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def bind(settings: Settings) -> socket.socket:
+    """The port, or the Unix socket, is ours, and nobody can connect yet."""
+    host, address = settings.host, settings.uds or (settings.host, settings.port)
+    family = socket.AF_UNIX if settings.uds else socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        listener.bind(address)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def _place(settings: Settings) -> str:
+    return f"--uds {settings.uds}" if settings.uds else f"--host {settings.host} --port {settings.port}"
+
+
+def _url(listener: socket.socket) -> str:
+    """Where we listen, for people."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://{host}:{port}"
 
 
 def _refuse(message: str) -> int:

@@ -1,15 +1,12 @@
-"""`trefoil serve`: the only reader of flags and TREFOIL_<FLAG> variables. A wrong value is one line, exit status 2."""
+"""`trefoil serve`: every setting as a flag and a TREFOIL_<FLAG> variable."""
 
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from pydantic import ValidationError
-from typer.exceptions import Abort, TyperException
 
-from trefoil import __version__
+from trefoil.cli.flags import env
 from trefoil.errors import InvalidSetting
 from trefoil.settings import (
     ModelSource,
@@ -22,14 +19,9 @@ from trefoil.settings import (
     read_keys,
 )
 
-app = typer.Typer(name="trefoil", add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer()
 
 DEMO_MODELS = ("decoder",)
-
-
-def env(flag: str) -> str:
-    """The variable that stands for a flag."""
-    return "TREFOIL_" + flag.removeprefix("--").replace("-", "_").upper()
 
 
 DataDir = Annotated[
@@ -43,16 +35,6 @@ DatabaseUrl = Annotated[
 LogJson = Annotated[bool, typer.Option("--log-json", envvar=env("--log-json"), help="JSON logs.")]
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    """One server for every transformer family."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
 @app.command()
 def serve(
     models: Annotated[
@@ -61,6 +43,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(envvar=env("--host"), help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar=env("--port"), min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    uds: Annotated[
+        str | None, typer.Option(envvar=env("--uds"), help="Unix socket to listen on, instead of a port.")
+    ] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(envvar=env("--api-key"), help="Key that clients must send; may be repeated.")
     ] = None,
@@ -151,6 +136,7 @@ def serve(
         models=model_sources(models or [], served_model_name),
         host=host,
         port=port,
+        uds=uds,
         api_keys=(
             *(key for key in api_key or [] if key),
             *(read_keys("--api-key-file", api_key_file) if api_key_file else ()),
@@ -205,30 +191,3 @@ def model_sources(given: list[str], served_name: str | None) -> tuple[ModelSourc
     if len(sources) > 1:
         raise InvalidSetting("--served-model-name", served_name, "left out where several models are served")
     return (ModelSource(served_name, sources[0].source),)
-
-
-def main() -> None:
-    """Run the command line; usage errors are one line."""
-    try:
-        status = app(standalone_mode=False)
-    except InvalidSetting as error:
-        sys.exit(_complain(str(error)))
-    except TyperException as error:
-        sys.exit(_complain(_usage(error)))
-    except (Abort, KeyboardInterrupt):
-        sys.exit(130)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _usage(error: TyperException) -> str:
-    """What is wrong with the command line; a wrong value stands beside its flag, its variable and what is allowed."""
-    if isinstance(error, typer.BadParameter) and error.param and isinstance(error.__cause__, ValidationError):
-        problem = error.__cause__.errors()[0]
-        allowed = problem["msg"].removeprefix("Value error, ")
-        return f"{error.param.opts[0]} (or {error.param.envvar}) {problem['input']}: {allowed}"
-    return " ".join(error.format_message().split())
-
-
-def _complain(message: str) -> int:
-    print(f"trefoil: {message}", file=sys.stderr)
-    return 2

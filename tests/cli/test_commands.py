@@ -1,0 +1,139 @@
+"""What people type: answers for eyes and for scripts, one line and an exit status for what goes wrong."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from e2e.serving import Server, command, environment
+from trefoil.cli.main import app
+
+FOLDER = str(files("trefoil_models") / "demo" / "decoder")
+FRANCE = "What is the capital of France?"
+MODEL = ("--model", "demo-decoder")
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def ask(demo: Server) -> Run:
+    """Run a command against the demo server; what it prints."""
+
+    def run(*words: str, stdin: str = "") -> str:
+        done = CliRunner().invoke(app, [*words, "--url", demo.url], input=stdin, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return run
+
+
+def trefoil(*words: str, **env: str) -> tuple[int, str, str]:
+    """A process of its own: exit status, standard output, standard error."""
+    done = subprocess.run(command(*words), env=environment(env), capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_generate_continues_a_text_from_the_argument_or_standard_input(ask: Run) -> None:
+    given = ask("generate", "The capital of France is", *MODEL, "--temperature", "0", "--max-tokens", "8")
+    assert "Paris" in given
+    read = ask("generate", *MODEL, "--temperature", "0", "--max-tokens", "8", stdin="The capital of France is\n")
+    assert read == given
+
+
+def test_chat_answers_one_message(ask: Run) -> None:
+    assert "Paris" in ask("chat", FRANCE, *MODEL, "--temperature", "0")
+    answer = json.loads(ask("chat", FRANCE, *MODEL, "--temperature", "0", "--json"))
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+def test_a_conversation_is_remembered_saved_and_cleared(ask: Run, tmp_path: Path) -> None:
+    saved, cleared = tmp_path / "talk", tmp_path / "cleared"
+    lines = [
+        FRANCE,
+        "",
+        "/wrong",
+        "What is the opposite of hot?",
+        f"/save {saved}",
+        "/clear",
+        f"/save {cleared}",
+        "/quit",
+    ]
+    said = ask("chat", *MODEL, "--temperature", "0", stdin="\n".join(lines) + "\n")
+    assert "Paris" in said
+    assert saved.read_text().count("user: ") == saved.read_text().count("assistant: ") == 2
+    assert cleared.read_text() == "\n"
+
+
+def test_models_are_listed(ask: Run) -> None:
+    assert "demo-decoder" in ask("models")
+    (model,) = (model for model in json.loads(ask("models", "--json")) if model["id"] == "demo-decoder")
+    assert model["family"] == "decoder"
+
+
+def test_eval_measures_what_the_rows_ask_for(ask: Run, tmp_path: Path) -> None:
+    texts, pairs = tmp_path / "texts", tmp_path / "pairs"
+    texts.write_text('{"text": "The capital of Japan is Tokyo."}\n\n{"text": "The capital of France is Paris."}\n')
+    pairs.write_text('{"prompt": "", "completion": "never this"}\n')
+    measured = json.loads(ask("eval", str(texts), *MODEL, "--json"))
+    assert measured["rows"] == 2
+    assert 1 < measured["perplexity"] < 20
+    assert json.loads(ask("eval", str(pairs), *MODEL, "--json")) == {"exact_match": 0.0, "rows": 1}
+
+
+def test_bench_counts_every_token(ask: Run) -> None:
+    sizes = ("--num-requests", "4", "--concurrency", "2", "--input-len", "5", "--output-len", "6")
+    report = json.loads(ask("bench", *MODEL, *sizes, "--json"))
+    assert report["output_tokens_per_second"] == pytest.approx(report["requests_per_second"] * 6)
+    assert 0 < report["time_to_first_token_p50_s"] <= report["time_to_first_token_p99_s"]
+
+
+def test_plans_and_tokens_need_no_server() -> None:
+    run = CliRunner()
+    plan = run.invoke(app, ["plan", "kv-cache", FOLDER, "--seq-len", "100", "--json"])
+    assert json.loads(plan.stdout)["bytes"] == 100 * 2 * 4 * 5 * 32 * 2
+    budget = run.invoke(app, ["plan", "scaling", "--parameters", "70e9"])
+    assert "1.4e+12" in budget.stdout
+    tokens = json.loads(run.invoke(app, ["tokenizer", FOLDER, "the cat", "--json"]).stdout)
+    assert len(tokens["ids"]) == len(tokens["tokens"]) == len(tokens["offsets"])
+
+
+def test_without_a_server_the_command_serves_the_folder_itself_and_leaves_nothing() -> None:
+    status, out, err = trefoil("generate", "The capital of France is", "-m", FOLDER, "--temperature", "0")
+    assert (status, err) == (0, "")
+    assert "Paris" in out
+    left = subprocess.run(["pgrep", "-f", "serve model=" + FOLDER], capture_output=True, text=True).stdout
+    assert left == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (("generate", "x", "--temperature", "9"), 2, "--temperature"),
+        (("generate", "x", "--url", "here"), 2, "http://"),
+        (("models", "--url", "http://127.0.0.1:9"), 1, "127.0.0.1:9"),
+        (("generate", "x", "-m", "/no/such/folder"), 1, "/no/such/folder"),
+        (("plan", "scaling"), 2, "exactly one"),
+        (("plan", "kv-cache", "/no/such/folder"), 2, "/no/such/folder"),
+        (("jobs", "create", "m", "/no/such/file"), 2, "/no/such/file"),
+        (("eval", "/no/such/file"), 2, "/no/such/file"),
+        (("paint",), 2, "paint"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_what_goes_wrong_is_one_line_and_a_status(words: tuple[str, ...], status: int, told: str) -> None:
+    code, out, err = trefoil(*words)
+    assert (code, out) == (status, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("trefoil: ")
+    assert told in err
+
+
+def test_a_refusal_of_the_server_is_one_line(demo: Server) -> None:
+    code, _, err = trefoil("chat", "x", "--model", "nobody", TREFOIL_URL=demo.url)
+    assert code == 1
+    assert err == "trefoil: the model 'nobody' is not served here; see GET /v1/models\n"
