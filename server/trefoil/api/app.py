@@ -11,6 +11,7 @@ from trefoil import __version__
 from trefoil.api.deps import ClientGone, gone
 from trefoil.api.fleet import Fleet
 from trefoil.api.middleware import ApiKeys, BodyLimit, RateLimits, RequestIds, RequestTimeout
+from trefoil.api.playground import add_playground
 from trefoil.api.routes import ops, plan
 from trefoil.api.routes.openai import chat, completions, files, models
 from trefoil.api.routes.tasks import perplexity, text_classification, text_generation, tokenize
@@ -40,10 +41,11 @@ ROUTERS = (
 
 def create_app(fleet: Fleet, store: Store, traces: Traces | None = None) -> FastAPI:
     """The server's ASGI application over a started fleet."""
-    app = FastAPI(title="trefoil", version=__version__, redoc_url=None)
+    app = FastAPI(title="trefoil", version=__version__, docs_url=None, redoc_url=None)
     app.state.fleet, app.state.store = fleet, store
     for router in ROUTERS:
         app.include_router(router)
+    add_playground(app)
     app.add_exception_handler(TrefoilError, _trefoil_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

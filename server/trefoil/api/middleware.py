@@ -22,7 +22,9 @@ from trefoil.metrics import Metrics
 
 log = structlog.get_logger()
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+OPEN_FOLDER = "/static/"
+"""The playground's files; what it asks needs a key like everybody else."""
 UNCOUNTED_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
 """What monitors ask all day: neither limited nor logged."""
 MAX_ID_CHARS = 128
@@ -69,7 +71,7 @@ class ApiKeys:
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and self._digests and not _is_open(scope["path"]):
             given = _bearer(scope)
             matches = [hmac.compare_digest(_digest(given or ""), digest) for digest in self._digests]
             if given is None or not any(matches):
@@ -190,6 +192,10 @@ async def send_error(error: TrefoilError, send: Send, *headers: tuple[bytes, byt
 
 def _over(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"the request body is over the limit of {limit} bytes")
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
 def _bearer(scope: Scope) -> str | None:
