@@ -14,7 +14,21 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 import tiny
 
-NAMES = {"bert": "Bert"}
+NAMES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "albert": "Albert",
+    "distilbert": "DistilBert",
+}
+OWN: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16, "num_hidden_groups": 2, "num_hidden_layers": 4, "inner_group_num": 2},
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+    "roberta": {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1},
+    "xlm-roberta": {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1},
+}
+"""What a family's config says beyond or instead of SHAPE."""
+
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCAB = 240
 SHAPE: dict[str, Any] = {
@@ -30,7 +44,7 @@ SHAPE: dict[str, Any] = {
 def checkpoint(folder: Path, family: str, head: str, *, seed: int = 0, **overrides: Any) -> Path:
     """Write a random checkpoint with a tokenizer into `folder` and return it; `overrides` are config keys."""
     tiny.logging.disable_progress_bar()
-    config = transformers.AutoConfig.for_model(family, **{**SHAPE, **overrides})
+    config = transformers.AutoConfig.for_model(family, **{**SHAPE, **OWN.get(family, {}), **overrides})
     model = getattr(transformers, NAMES[family] + head)(config)
     tiny.draw_weights(model, seed=seed, std=tiny.STD)
     model.save_pretrained(folder)

@@ -43,30 +43,39 @@ class Config:
 
 def read_config(keys: Keys) -> Config:
     """BERT's own keys and defaults. Raises CheckpointError."""
-    return read_bert(keys, num_types=2)
+    return read_bert(keys)
 
 
-def read_bert(keys: Keys, *, num_types: int, first_position: int = 0) -> Config:
+def read_bert(
+    keys: Keys,
+    *,
+    vocab_size: int = 30522,
+    width: int = 768,
+    heads: int = 12,
+    inner: int = 3072,
+    activation: str = "gelu",
+    first_position: int = 0,
+) -> Config:
     """The keys that bert and its children share; the arguments are what differs between them."""
     keys.refuse("is_decoder", False)
     keys.refuse("add_cross_attention", False)
     keys.refuse("position_embedding_type", "absolute")
-    width, heads = keys.size("hidden_size", 768), keys.size("num_attention_heads", 12)
+    width, heads = keys.size("hidden_size", width), keys.size("num_attention_heads", heads)
     if width % heads:
         raise CheckpointError(f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}")
     num_positions = keys.size("max_position_embeddings", 512)
     if num_positions <= first_position:
         raise CheckpointError(f"config.json: max_position_embeddings {num_positions} leaves no position for a token")
     return Config(
-        vocab_size=keys.size("vocab_size", 30522),
+        vocab_size=keys.size("vocab_size", vocab_size),
         width=width,
-        inner=keys.size("intermediate_size", 3072),
+        inner=keys.size("intermediate_size", inner),
         num_layers=keys.size("num_hidden_layers", 12, most=MOST_LAYERS),
         heads=heads,
         num_positions=num_positions,
-        num_types=keys.size("type_vocab_size", num_types),
+        num_types=keys.size("type_vocab_size", 2),
         eps=keys.number("layer_norm_eps", 1e-12),
-        activation=keys.choice("hidden_act", ACTIVATIONS, "gelu"),
+        activation=keys.choice("hidden_act", ACTIVATIONS, activation),
         is_tied=keys.flag("tie_word_embeddings", True),
         first_position=first_position,
     )
