@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logging
@@ -48,11 +49,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def checkpoint(folder: Path, family: str, *, seed: int = 0, std: float = STD, **overrides: Any) -> Path:
-    """Write a random checkpoint with a tokenizer into `folder` and return it; `overrides` are config keys."""
+def checkpoint(
+    folder: Path, family: str, *, seed: int = 0, std: float = STD, head: str | None = None, **overrides: Any
+) -> Path:
+    """Write a random checkpoint with a tokenizer into `folder` and return it; `overrides` are config keys.
+
+    `head`: the end of another class of transformers than the causal LM, such as ForSequenceClassification.
+    """
     logging.disable_progress_bar()
     settings = {**(GPT2 if family == "gpt2" else DENSE), "bos_token_id": EOS, "eos_token_id": EOS, **overrides}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
+    auto = AutoModelForCausalLM if head is None else getattr(transformers, f"AutoModel{head}")
+    model = auto.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
     draw_weights(model, seed=seed, std=std)
     model.save_pretrained(folder)
     write_tokenizer(folder)

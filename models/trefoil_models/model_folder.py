@@ -109,15 +109,27 @@ def find_folder(source: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises CheckpointError naming the file."""
+    value = _parsed(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} must hold a JSON object")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """One JSON list. Raises CheckpointError naming the file."""
+    value = _parsed(path)
+    if not isinstance(value, list):
+        raise CheckpointError(f"{path.name} must hold a JSON list")
+    return value
+
+
+def _parsed(path: Path) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.name} is missing in {path.parent}") from None
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} must hold a JSON object")
-    return value
 
 
 def read_labels(keys: Keys) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ What the folder's files say is `tokenizer_files`' business; imports no torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import cast
@@ -13,23 +12,16 @@ import tokenizers
 from tokenizers import decoders
 
 from trefoil_models.chat_template import FALLBACK, ChatTemplate
+from trefoil_models.cutting import Cut, Encoding, cut_to
 from trefoil_models.sentencepiece_model import BYTE_PIECE, WORD_MARK, DummyPrefix, join_bytes, unmarked
 from trefoil_models.tokenizer_files import Roles, TokenizerError, read_parts
 
 __all__ = ["Encoding", "Roles", "TextStream", "Tokenizer", "TokenizerError"]
 
 WINDOW = 16  # ids a stream looks back on: more than one character, and all bytes that could still be one, can need
+CHARS_A_TOKEN = 12  # where to cut a long text first: seldom has a token more
+CLEAR_CHARS = 256  # between the last token that counts and the cut: WordPiece looks at no longer word than 100
 HALF = "\ufffd"  # what bytes decode to that are not (yet) a character
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """One text as tokens; offsets are places in the text, (0, 0) for tokens that were added to it."""
-
-    ids: list[int]
-    tokens: list[str]
-    offsets: list[tuple[int, int]]
-    type_ids: list[int]
 
 
 class Tokenizer:
@@ -42,9 +34,11 @@ class Tokenizer:
         *,
         prefix: DummyPrefix | None = None,
         template: str | None = None,
+        longest: int | None = None,
     ) -> None:
         self._backend = backend
         self._prefix = prefix
+        self.longest = longest
         vocab = backend.get_vocab(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.vocab_len = max(vocab.values(), default=-1) + 1
@@ -53,6 +47,11 @@ class Tokenizer:
         self.bos_id = _known(vocab, roles.bos)
         self.eos_id = _known(vocab, roles.eos)
         self.pad_id = _known(vocab, roles.pad)
+        self.unk_id = _known(vocab, roles.unk)
+        self.mask = roles.mask if _known(vocab, roles.mask) is not None else None
+        self.mask_id = _known(vocab, roles.mask)
+        self.cls_id = _known(vocab, roles.cls)
+        self.marks_subwords = bool(getattr(backend.model, "continuing_subword_prefix", None))
         self._added_ids = frozenset(added)
         self._decoder = backend.decoder
         decoding = _state(backend.decoder)
@@ -66,7 +65,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder; TokenizerError where there is none that can be read."""
         parts = read_parts(folder)
-        return cls(parts.backend, parts.roles, prefix=parts.prefix, template=parts.template)
+        return cls(parts.backend, parts.roles, prefix=parts.prefix, template=parts.template, longest=parts.longest)
 
     def encode(self, text: str, *, pair: str | None = None, add_special_tokens: bool = True) -> Encoding:
         """The text as tokens, with their places in it; those of a second text, of type 1, have their places in that."""
@@ -74,7 +73,26 @@ class Tokenizer:
         marked, marks = self._prefix.put(text) if self._prefix else (text, [])
         found = self._backend.encode(marked, pair, add_special_tokens=add_special_tokens)
         offsets = [(unmarked(start, marks), unmarked(end, marks)) for start, end in found.offsets]
-        return Encoding(found.ids, found.tokens, offsets, found.type_ids)
+        return Encoding(found.ids, found.tokens, offsets, found.type_ids, found.sequence_ids, found.word_ids)
+
+    def encode_within(self, text: str, limit: int, *, pair: str | None = None, cut: Cut = "longest") -> Encoding:
+        """The same cut to `limit` tokens, of a long text reading no more than that takes. Raises TooLittleRoomError."""
+        text = self.beginning(text, limit)
+        pair = None if pair is None else self.beginning(pair, limit)
+        return cut_to(self.encode(text, pair=pair), limit, cut=cut)
+
+    def beginning(self, text: str, num_tokens: int) -> str:
+        """So much of a text that its first `num_tokens` tokens are those of the whole; all of it where it is short.
+
+        What follows a token can change it only as far as a word reaches, so the cut stays clear of the last token.
+        """
+        size = CHARS_A_TOKEN * (num_tokens + 1)
+        while size < len(text):
+            offsets = self.encode(text[:size], add_special_tokens=False).offsets
+            if len(offsets) > num_tokens and offsets[num_tokens][1] + CLEAR_CHARS <= size:
+                return text[:size]
+            size *= 2
+        return text
 
     def encode_ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids alone, which is cheaper."""
@@ -88,6 +106,14 @@ class Tokenizer:
             return self._backend.decode(heard, skip_special_tokens=False)
         tokens = [self._backend.id_to_token(token_id) or "" for token_id in heard]
         return cast(str, self._decoder.decode(join_bytes(tokens)))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of this very token; None where the vocabulary has none."""
+        return self._backend.token_to_id(token)
+
+    def join(self, tokens: list[str]) -> str:
+        """The text that these tokens spell together."""
+        return self._backend.decoder.decode(tokens) if self._backend.decoder else " ".join(tokens)
 
     def is_audible(self, token_id: int, *, skip_special_tokens: bool) -> bool:
         """Whether decoding takes any notice of this id."""

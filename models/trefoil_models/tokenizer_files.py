@@ -19,6 +19,7 @@ QWEN2_WORDS = (
 )
 
 MOST_SENTINELS = 10_000
+NO_LIMIT = 1_000_000_000
 
 
 class TokenizerError(ValueError):
@@ -33,6 +34,8 @@ class Roles:
     eos: str | None = None
     pad: str | None = None
     unk: str | None = None
+    mask: str | None = None
+    cls: str | None = None
     others: tuple[str, ...] = ()
     add_bos: bool | None = None  # None: the folder does not say
     add_eos: bool | None = None
@@ -55,6 +58,7 @@ class Parts:
     roles: Roles
     prefix: DummyPrefix | None = None
     template: str | None = None
+    longest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,12 @@ class _Config:
         value = self.values.get(name)
         return value if isinstance(value, bool) else None
 
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a text; libraries write a huge number where they know of none."""
+        value = self.values.get("model_max_length")
+        return int(value) if isinstance(value, int | float) and 0 < value < NO_LIMIT else None
+
     def roles(self) -> Roles:
         others = self.values.get("extra_special_tokens") or self.values.get("additional_special_tokens")
         listed = [value for name, value in self.values.items() if name.endswith("_token")]
@@ -94,6 +104,8 @@ class _Config:
             eos=self.token("eos_token"),
             pad=self.token("pad_token"),
             unk=self.token("unk_token"),
+            mask=self.token("mask_token"),
+            cls=self.token("cls_token"),
             others=tuple(content for token in listed if (content := _content(token)) is not None),
             add_bos=self.flag("add_bos_token"),
             add_eos=self.flag("add_eos_token"),
@@ -119,7 +131,7 @@ def read_parts(folder: Path) -> Parts:
     config = _Config.read(folder)
     for names, read in _SOURCES.items():
         if all((folder / name).is_file() for name in names):
-            return replace(read(folder, config), template=config.template(folder))
+            return replace(read(folder, config), template=config.template(folder), longest=config.longest)
     expected = "; or ".join(" with ".join(names) for names in _SOURCES)
     raise TokenizerError(f"{folder.name}: no tokenizer found; expected {expected}")
 

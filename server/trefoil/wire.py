@@ -40,15 +40,19 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
 
 
 class Once(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Ask a head about `ids` in one pass: one of the model's, or "hidden" for the hidden rows themselves.
+    """Ask a head about `ids` in one pass; besides the model's heads "hidden" gives its rows and "embed" one vector.
 
-    `type_ids` tell the two texts of a pair apart; empty: one text.
+    `type_ids` tell the two texts of a pair apart; empty: one text. The head "mask" gives log-probabilities at `rows`:
+    of the `targets`, or where there are none of the `top_k` likeliest tokens.
     """
 
     id: str
     ids: list[int]
     head: str
     type_ids: list[int] = []
+    rows: list[int] = []
+    targets: list[int] = []
+    top_k: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -100,12 +104,16 @@ class Done(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     admitted_at: float = 0.0
 
 
-class Scores(msgspec.Struct, frozen=True, tag=True):
-    """What a head said: float32 numbers in C order, one row of `shape[-1]` for a text or for each of its tokens."""
+class Scores(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """What a head said: float32 numbers in C order, one row of `shape[-1]` for a text or for each of its tokens.
+
+    `ids`: which tokens a row of numbers is about, where the engine chose them.
+    """
 
     id: str
     shape: tuple[int, ...]
     data: bytes
+    ids: list[list[int]] = []
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -10,12 +10,15 @@ import tiny_encoders
 from trefoil import wire
 from trefoil.engine.one_pass import OnePass
 from trefoil_models import checkpoint
+from trefoil_models.pooling import Pooling
+from trefoil_models.sentence_files import SentenceFiles
 
 
 def engine(folder: Path, head: str, rows: int = 16) -> OnePass:
     """A float32 engine without a process."""
     model = checkpoint.load(tiny_encoders.checkpoint(folder, "bert", head))
-    return OnePass(model, max_rows=rows, max_model_len=model.config.longest)
+    pooling = Pooling(SentenceFiles(), kind="encoder")
+    return OnePass(model, pooling, max_rows=rows, max_model_len=model.config.longest)
 
 
 def once(name: str, length: int, head: str) -> wire.Once:
@@ -62,9 +65,10 @@ def test_an_aborted_request_is_forgotten(tmp_path: Path) -> None:
         wire.Once("x", [tiny_encoders.VOCAB], "tag"),
         wire.Once("x", [5], "span"),
         wire.Once("x", [5, 6], "tag", [0]),
+        wire.Once("x", [5], "mask", rows=[0]),
         wire.Generate("x", [5], wire.SamplingParams(max_tokens=1)),
     ],
-    ids=["empty", "too long", "no such token", "no such head", "types", "generate"],
+    ids=["empty", "too long", "no such token", "no such head", "types", "no masks", "generate"],
 )
 def test_what_can_never_run_is_refused(tmp_path: Path, request_: wire.Request) -> None:
     passes = engine(tmp_path, "ForTokenClassification")

@@ -94,7 +94,7 @@ class Model(nn.Module):
     """Ids to hidden rows, after the final norm."""
 
     kind: ClassVar[str] = "decoder"
-    outside: ClassVar[frozenset[str]] = frozenset({"lm_head"})
+    outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
     vocab_matrix: ClassVar[str] = "lm_head.weight"
     aliases: ClassVar[Mapping[str, str]] = {}
     signs: ClassVar[Mapping[str, str]] = {}
@@ -110,13 +110,17 @@ class Model(nn.Module):
         self.wpe = Embedding(config.longest, config.width)
         self.h = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
         self.ln_f = LayerNorm(config.width, config.eps)
+        self.is_classifier = "class" in heads
+        if self.is_classifier:
+            self.score = Linear(config.width, heads.num_labels, bias=False)
         self.lm_head = NextToken(
             self.wte.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
         )
 
     @property
     def heads(self) -> dict[str, Head]:
-        return {}
+        """What reads rows of one pass: the class head of a folder that has one."""
+        return {"class": lambda last_NM: self.score(last_NM)} if self.is_classifier else {}
 
     @property
     def sites(self) -> tuple[Site, ...]:

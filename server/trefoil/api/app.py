@@ -12,9 +12,20 @@ from trefoil.api.deps import ClientGone, gone
 from trefoil.api.fleet import Fleet
 from trefoil.api.middleware import ApiKeys, BodyLimit, RateLimits, RequestIds, RequestTimeout
 from trefoil.api.playground import add_playground
-from trefoil.api.routes import ops, plan
-from trefoil.api.routes.openai import chat, completions, files, models
-from trefoil.api.routes.tasks import perplexity, text_classification, text_generation, tokenize
+from trefoil.api.routes import ops, plan, rerank, tei
+from trefoil.api.routes.openai import chat, completions, embeddings, files, models
+from trefoil.api.routes.tasks import (
+    embedding,
+    fill_mask,
+    perplexity,
+    question_answering,
+    sentence_pairs,
+    text_classification,
+    text_generation,
+    token_classification,
+    tokenize,
+    zero_shot,
+)
 from trefoil.api.sse import json_response
 from trefoil.api.tracing import Traces, Tracing
 from trefoil.api.validation import explain
@@ -28,6 +39,8 @@ log = structlog.get_logger()
 ROUTERS = (
     chat.router,
     completions.router,
+    embeddings.router,
+    rerank.router,
     models.router,
     files.router,
     tokenize.router,
@@ -35,6 +48,13 @@ ROUTERS = (
     perplexity.router,
     text_classification.router,
     plan.router,
+    token_classification.router,
+    question_answering.router,
+    fill_mask.router,
+    embedding.router,
+    zero_shot.router,
+    sentence_pairs.router,
+    tei.router,
     ops.router,
 )
 

@@ -23,6 +23,7 @@ from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
 from trefoil_models.config_keys import CheckpointError, Keys
 from trefoil_models.model_folder import GenerationDefaults, ModelFolder, find_folder
+from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer, TokenizerError
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ class ServedModel:
     defaults: GenerationDefaults
     config: Keys
     labels: tuple[str, ...]
+    sentences: SentenceFiles
     engine: EngineClient
     created: int
 
@@ -220,6 +222,7 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
         tokenizer = Tokenizer.load(folder.path)
         eos_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
         defaults, labels = folder.defaults, folder.labels
+        sentences = SentenceFiles.read(folder.path)
     except (CheckpointError, TokenizerError) as error:
         raise StartRefused(f"{source.name}: {error}") from error
     engine = EngineClient(
@@ -233,6 +236,7 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
         defaults=defaults,
         config=folder.config,
         labels=labels,
+        sentences=sentences,
         engine=engine,
         created=int(time.time()),
     )

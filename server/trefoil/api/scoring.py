@@ -1,30 +1,96 @@
-"""From encoded texts to what a head says of them: what every understanding route shares."""
+"""From texts to what a model's heads say of them: what every understanding route shares."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from fastapi import Request
+from pydantic import Field
 
 from trefoil import wire
-from trefoil.api.fleet import ServedModel
-from trefoil.errors import RequestTooLong
-from trefoil_models.tokenizer import Encoding
+from trefoil.api.deps import while_connected
+from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.errors import InvalidRequest, RequestTooLong
+from trefoil_models.cutting import Cut, Encoding, TooLittleRoomError
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
+Input = str | tuple[str, str | None]
+"""A text, or a pair of texts whose second may be absent."""
+
+MAX_TEXTS = 256
+Several = Annotated[list[T], Field(min_length=1, max_length=MAX_TEXTS)]
 
 _numbers = itertools.count()
 
 
-async def score(model: ServedModel, encodings: Sequence[Encoding], *, head: str, param: str) -> list[Floats]:
+async def encode_all(
+    fleet: Fleet, model: ServedModel, inputs: Sequence[Input], *, cut: Cut = "longest", limit: int | None = None
+) -> list[Encoding]:
+    """Texts and pairs as tokens, off the event loop where they are long, cut to what the model takes.
+
+    Raises InvalidRequest where what may not be cut leaves no room.
+    """
+    most = limit or model.ready.max_model_len
+    pairs = [(one, None) if isinstance(one, str) else one for one in inputs]
+    size = sum(len(text) + len(other or "") for text, other in pairs)
+    encode = model.tokenizer.encode_within
+    try:
+        return await fleet.off_loop(size, lambda: [encode(text, most, pair=other, cut=cut) for text, other in pairs])
+    except TooLittleRoomError as error:
+        raise InvalidRequest(f"the texts do not fit the model's {most} tokens: {error}", param="inputs") from error
+
+
+def text_limit(model: ServedModel) -> int:
+    """Where transformers cuts texts: at the tokenizer's limit, where it has one, and never beyond the model's."""
+    return min(model.ready.max_model_len, model.tokenizer.longest or model.ready.max_model_len)
+
+
+def once(encoding: Encoding, head: str, **asked: Any) -> wire.Once:
+    """One request to the engine."""
+    return wire.Once(f"once-{next(_numbers)}", encoding.ids, head, encoding.type_ids, **asked)
+
+
+async def score(model: ServedModel, encodings: Sequence[Encoding], *, head: str, param: str = "inputs") -> list[Floats]:
     """What the head says of each text, in order. Raises RequestTooLong and what the engine's client raises."""
     limit = model.ready.max_model_len
     for encoding in encodings:
-        if len(encoding.ids) > limit:
-            raise RequestTooLong(len(encoding.ids), 0, limit, param=param)
-    requests = [wire.Once(f"once-{next(_numbers)}", e.ids, head, e.type_ids) for e in encodings]
-    answers = await model.engine.once(requests)
-    return [np.frombuffer(answer.data, dtype="<f4").reshape(answer.shape) for answer in answers]
+        if len(encoding) > limit:
+            raise RequestTooLong(len(encoding), 0, limit, param=param)
+        if not len(encoding):
+            raise InvalidRequest("the text is empty, and the model's tokenizer adds nothing to it", param=param)
+    answers = await model.engine.once([once(encoding, head) for encoding in encodings])
+    return [numbers(answer) for answer in answers]
+
+
+async def embed(model: ServedModel, encodings: Sequence[Encoding], *, normalize: bool | None = None) -> Floats:
+    """One vector a text, [N, M]; at unit length as the folder says, or as asked."""
+    vectors = np.stack(await score(model, encodings, head="embed"))
+    normalizes = model.sentences.normalizes if normalize is None else normalize
+    return unit(vectors) if normalizes else vectors
+
+
+def embedding_limit(model: ServedModel) -> int:
+    """Most tokens of a text that becomes one vector."""
+    return min(text_limit(model), model.sentences.max_len or text_limit(model))
+
+
+def numbers(answer: wire.Scores) -> Floats:
+    """The engine's numbers as an array."""
+    return np.frombuffer(answer.data, dtype="<f4").reshape(answer.shape)
+
+
+async def answered(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Work for a client that waits; it ends when the client leaves."""
+    return await while_connected(request, work, lambda: None)
+
+
+def unit(vectors: Floats) -> Floats:
+    """At unit length, over the last axis."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
 def softmax(scores: Floats) -> Floats:

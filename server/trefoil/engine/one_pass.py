@@ -4,7 +4,7 @@ Whoever has waited longest goes first. No pages: the pass itself answers its att
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,17 +12,26 @@ from torch import Tensor
 from trefoil import wire
 from trefoil_models.attend import packed_rows
 from trefoil_models.checkpoint import Model
+from trefoil_models.pooling import Pooling
 
 OF_TEXTS = frozenset({"class", "pair"})
-"""Heads that say one thing of a whole text, from its first row."""
+"""Heads that say one thing of a whole text."""
+OF_ROWS = frozenset({"hidden", "embed"})
+"""What needs no head: the hidden rows, and their pooling."""
 
 
 class OnePass:
-    """Everything that one engine answers in one pass; `max_rows` is the budget, which one long text may exceed."""
+    """Everything that one engine answers in one pass; `max_rows` is the budget, which one long text may exceed.
 
-    def __init__(self, model: Model, *, max_rows: int, max_model_len: int) -> None:
-        self._model, self._max_rows, self._max_model_len = model, max_rows, max_model_len
-        self._heads = {"hidden": lambda x_RM: x_RM, **model.heads}
+    `pad_id`: a decoder's class head reads the last row of another token than this one.
+    """
+
+    def __init__(
+        self, model: Model, pooling: Pooling, *, max_rows: int, max_model_len: int, pad_id: int | None = None
+    ) -> None:
+        self._model, self._pooling, self._pad_id = model, pooling, pad_id
+        self._max_rows, self._max_model_len = max_rows, max_model_len
+        self._heads = model.heads
         self._waiting: deque[wire.Once] = deque()
         self.num_read = 0
 
@@ -32,10 +41,11 @@ class OnePass:
 
     def submit(self, request: wire.Request) -> list[wire.Event]:
         """Queue a request; a refusal where it can never run."""
+        if not isinstance(request, wire.Once):
+            return [wire.Failed(request.id, "this model does not generate")]
         why = self._refusal(request)
         if why is not None:
             return [wire.Failed(request.id, why)]
-        assert isinstance(request, wire.Once)
         self._waiting.append(request)
         return []
 
@@ -54,18 +64,20 @@ class OnePass:
     def check_books(self) -> None:
         """Nothing is held between two steps."""
 
-    def _refusal(self, request: wire.Request) -> str | None:
-        if not isinstance(request, wire.Once):
-            return "this model does not generate"
-        if request.head not in self._heads:
+    def _refusal(self, request: wire.Once) -> str | None:
+        if request.head not in self._heads and request.head not in OF_ROWS:
             return f"this model has no head {request.head!r}"
         if not 0 < len(request.ids) <= self._max_model_len:
             return f"{len(request.ids)} tokens do not fit {self._max_model_len}"
         if len(request.type_ids) not in (0, len(request.ids)):
             return f"{len(request.type_ids)} type ids for {len(request.ids)} tokens"
         vocab_size = self._model.config.vocab_size
-        if max(request.ids) >= vocab_size or min(request.ids) < 0:
+        if not _are_below(vocab_size, [*request.ids, *request.targets]):
             return f"token ids must be below {vocab_size}"
+        if request.head == "mask" and not (request.rows and _are_below(len(request.ids), request.rows)):
+            return f"rows must be among the {len(request.ids)} of the text"
+        if request.head == "mask" and not (request.targets or 1 <= request.top_k <= vocab_size):
+            return f"top_k must be from 1 to {vocab_size}"
         return None
 
     def _take(self) -> list[wire.Once]:
@@ -85,14 +97,46 @@ class OnePass:
         rows, attend = packed_rows([request.ids for request in requests], device, types=types)
         hidden_TM = self._model(rows, attend)
         starts = attend.packing.starts
-        for head in sorted({request.head for request in requests}):
+        for head in dict.fromkeys(request.head for request in requests):
             members = [n for n, request in enumerate(requests) if request.head == head]
-            spans = [range(starts[n], starts[n] + 1 if head in OF_TEXTS else starts[n + 1]) for n in members]
-            at_R = torch.tensor([row for span in spans for row in span], device=device)
-            parts = self._heads[head](hidden_TM[at_R]).float().cpu().split([len(span) for span in spans])
+            spans = [[starts[n] + row for row in self._rows_asked(requests[n])] for n in members]
+            asked_RM = hidden_TM[torch.tensor([row for span in spans for row in span], device=device)]
+            scores = asked_RM if head in OF_ROWS else self._heads[head](asked_RM)
+            parts = torch.split(scores.float(), [len(span) for span in spans])
             for n, part in zip(members, parts, strict=True):
-                yield _scores(requests[n].id, part[0] if head in OF_TEXTS else part)
+                yield self._answer(requests[n], part)
+
+    def _rows_asked(self, request: wire.Once) -> Iterable[int]:
+        """The rows of a text that its head reads."""
+        if request.head == "mask":
+            return request.rows
+        if request.head not in OF_TEXTS:
+            return range(len(request.ids))
+        return [0] if self._model.kind == "encoder" else [_last_row(request.ids, self._pad_id)]
+
+    def _answer(self, request: wire.Once, scores: Tensor) -> wire.Scores:
+        if request.head == "mask":
+            return _token_scores(request, scores.log_softmax(-1))
+        if request.head == "embed":
+            return _scores(request.id, self._pooling(scores))
+        return _scores(request.id, scores[0] if request.head in OF_TEXTS else scores)
 
 
-def _scores(request_id: str, numbers: Tensor) -> wire.Scores:
-    return wire.Scores(request_id, tuple(numbers.shape), numbers.contiguous().numpy().tobytes())
+def _are_below(limit: int, numbers: list[int]) -> bool:
+    return min(numbers) >= 0 and max(numbers) < limit
+
+
+def _last_row(ids: list[int], pad_id: int | None) -> int:
+    """The last row of another token than padding; the very last where there is no padding or nothing else."""
+    return next((row for row in reversed(range(len(ids))) if ids[row] != pad_id), len(ids) - 1)
+
+
+def _token_scores(request: wire.Once, logprobs_RV: Tensor) -> wire.Scores:
+    if request.targets:
+        return _scores(request.id, logprobs_RV[:, request.targets])
+    best = logprobs_RV.topk(request.top_k)
+    return _scores(request.id, best.values, best.indices.tolist())
+
+
+def _scores(request_id: str, numbers: Tensor, ids: list[list[int]] | None = None) -> wire.Scores:
+    return wire.Scores(request_id, tuple(numbers.shape), numbers.cpu().contiguous().numpy().tobytes(), ids or [])

@@ -21,6 +21,8 @@ from trefoil_kernels.linear import has_bf16_products
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
+from trefoil_models.pooling import Pooling
+from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer
 
 log = structlog.get_logger()
@@ -35,13 +37,21 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
     limit = _max_model_len(spec, blueprint)
     tokenizer = Tokenizer.load(Path(spec.folder))
     dtype = choose_dtype(spec.dtype, blueprint.folder.dtype_name, device)
+    pooling = Pooling(SentenceFiles.read(Path(spec.folder)), kind=blueprint.model.kind)
     generates = "next" in blueprint.heads
     if generates:
         _memory(spec, blueprint.model, limit, dtype, device)
     say(wire.Checked())
     model = blueprint.load(dtype=dtype, device=device)
-    one_pass = OnePass(model, max_rows=spec.max_num_batched_tokens, max_model_len=limit)
-    tasks, side_tasks = tasks_of(model.kind, blueprint.folder.model_type, blueprint.heads)
+    keys = blueprint.folder.config
+    one_pass = OnePass(
+        model,
+        pooling.to(device),
+        max_rows=spec.max_num_batched_tokens,
+        max_model_len=limit,
+        pad_id=keys.integer("pad_token_id") if "pad_token_id" in keys else None,
+    )
+    tasks, side_tasks = tasks_of(blueprint.folder, model.kind, blueprint.heads)
     ready = wire.Ready(
         kind=model.kind,
         tasks=tasks,

@@ -1,6 +1,7 @@
-"""What a checkpoint can do, from its kind and its heads: the tasks that the API offers for it."""
+"""What a checkpoint can do, from its kind, its heads and its labels: the tasks that the API offers for it."""
 
 from trefoil_models.heads import Heads
+from trefoil_models.model_folder import ModelFolder
 
 TASKS_OF_HEADS = {
     "next": ("text-generation", "perplexity"),
@@ -8,20 +9,30 @@ TASKS_OF_HEADS = {
     "class": ("text-classification",),
     "tag": ("token-classification",),
     "span": ("question-answering",),
+    "pair": ("next-sentence-prediction",),
 }
-PAIR_TASKS = {"albert": "sentence-order-prediction"}
-EMBEDDING = ("feature-extraction", "embeddings", "sentence-similarity", "rerank")
+OWN_TASKS = {"albert": {"pair": ("sentence-order-prediction",)}}
+"""Where a family means something else by a head."""
+EMBEDDING = ("embeddings", "feature-extraction", "sentence-similarity", "rerank")
 
 
-def tasks_of(kind: str, model_type: str, heads: Heads) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def tasks_of(folder: ModelFolder, kind: str, heads: Heads) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What the checkpoint was made for, and what it can do besides.
 
     Hidden rows can always be asked for; they are the purpose of an encoder without a head that reads them for
     something else.
     """
-    tasks = [task for head in sorted(heads.names) for task in TASKS_OF_HEADS.get(head, ())]
-    if "pair" in heads:
-        tasks.append(PAIR_TASKS.get(model_type, "next-sentence-prediction"))
+    table = {**TASKS_OF_HEADS, **OWN_TASKS.get(folder.model_type, {})}
+    tasks = [task for head in sorted(heads.names) for task in table[head]]
+    if "class" in heads:
+        tasks += _tasks_of_labels(folder.labels)
     if kind == "encoder" and not heads.names & {"class", "tag", "span"}:
         return (*tasks, *EMBEDDING), ()
-    return tuple(tasks), EMBEDDING if kind != "encoder-decoder" else ()
+    return tuple(tasks), tuple(task for task in EMBEDDING if task not in tasks) if kind != "encoder-decoder" else ()
+
+
+def _tasks_of_labels(labels: tuple[str, ...]) -> list[str]:
+    """One label is a score of how well a pair fits; entailment among several tells what a text is about."""
+    if len(labels) == 1:
+        return ["rerank"]
+    return ["zero-shot-classification"] if any(label.lower().startswith("entail") for label in labels) else []

@@ -1,24 +1,29 @@
 """POST /v1/tasks/perplexity: how well the model foresaw a text.
 
-PPL = exp(-1/N sum log p(x_i | x_<i)) over the N tokens after the first; `nll` is the exponent, in nats.
+PPL = exp(-1/N sum log p(x_i | x_<i)) over the N tokens after the first; `nll` is the exponent, in nats. A masked LM
+gives the pseudo-perplexity (Salazar et al., arXiv 1910.14659): each token of the text is scored with itself masked.
 """
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from trefoil import wire
 from trefoil.api.deps import Models, while_connected
-from trefoil.api.fleet import ServedModel
+from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import GenerationParams, Text
+from trefoil.api.scoring import answered, encode_all, numbers, once
 from trefoil.api.sse import json_response
 from trefoil.api.text_stream import TextStream
-from trefoil.errors import InvalidRequest
+from trefoil.errors import InvalidRequest, RequestTooLong
+from trefoil_models.cutting import Encoding
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -42,6 +47,9 @@ async def perplexity(body: PerplexityRequest, request: Request, models: Models, 
     """Score a text, or each of a list."""
     served = models.find(body.model, model, task="perplexity")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    if "text-generation" not in served.tasks:
+        answers = await answered(request, _pseudo(models, served, texts))
+        return json_response(answers[0] if isinstance(body.inputs, str) else answers)
     encoded = [await encode_prompt(models, served, text, param="inputs") for text in texts]
     for ids in encoded:
         if len(ids) < 2:
@@ -65,11 +73,39 @@ async def perplexity(body: PerplexityRequest, request: Request, models: Models, 
 async def _score(model: ServedModel, ids: list[int], stream: TextStream) -> dict[str, Any]:
     async for _ in stream:
         pass
-    logprobs = [score.logprob for score in stream.prompt_scores]
-    nll = -math.fsum(logprobs) / len(logprobs)
-    return {
-        "perplexity": math.exp(min(nll, 700.0)),
-        "nll": nll,
-        "tokens": [model.tokenizer.token_text(token_id) for token_id in ids],
-        "token_logprobs": [None, *logprobs],
-    }
+    return _body([model.tokenizer.token_text(i) for i in ids], [None, *(s.logprob for s in stream.prompt_scores)])
+
+
+async def _pseudo(fleet: Fleet, model: ServedModel, texts: list[str]) -> list[dict[str, Any]]:
+    """The same of a masked LM: one pass for each token of the text; tokens that were added have no score."""
+    limit = model.ready.max_model_len
+    encodings = await encode_all(fleet, model, texts, limit=limit + 1)
+    for encoding in encodings:
+        if len(encoding) > limit:
+            raise RequestTooLong(len(encoding), 0, limit, param="inputs")
+        if not encoding.rows_of(0):
+            raise InvalidRequest("a text of at least one token is needed to score one", param="inputs")
+    asked = [_masked(model, encoding, row) for encoding in encodings for row in encoding.rows_of(0)]
+    said = iter(await model.engine.once(asked))
+    return [
+        _body(
+            encoding.tokens,
+            [None if text is None else float(numbers(next(said))[0, 0]) for text in encoding.texts],
+        )
+        for encoding in encodings
+    ]
+
+
+def _masked(model: ServedModel, encoding: Encoding, row: int) -> wire.Once:
+    """Ask for the token at this row, itself hidden."""
+    mask_id = model.tokenizer.mask_id
+    if mask_id is None:
+        raise InvalidRequest("the model's tokenizer has no mask token", param="model")
+    ids = [*encoding.ids[:row], mask_id, *encoding.ids[row + 1 :]]
+    return once(replace(encoding, ids=ids), "mask", rows=[row], targets=[encoding.ids[row]])
+
+
+def _body(tokens: list[str], logprobs: list[float | None]) -> dict[str, Any]:
+    scored = [logprob for logprob in logprobs if logprob is not None]
+    nll = -math.fsum(scored) / len(scored)
+    return {"perplexity": math.exp(min(nll, 700.0)), "nll": nll, "tokens": tokens, "token_logprobs": logprobs}

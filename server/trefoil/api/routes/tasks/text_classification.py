@@ -8,16 +8,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from trefoil.api.deps import Models, while_connected
+from trefoil.api.deps import Models
 from trefoil.api.fleet import ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import Text
-from trefoil.api.scoring import Floats, score, sigmoid, softmax
+from trefoil.api.scoring import Floats, Several, answered, encode_all, score, sigmoid, softmax
 from trefoil.api.sse import json_response
 
 router = APIRouter(route_class=JsonRoute)
 
-MAX_TEXTS = 256
 FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
     "softmax": softmax,
     "sigmoid": sigmoid,
@@ -47,8 +46,8 @@ class Parameters(BaseModel):
 class TextClassificationRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    inputs: Text | Pair | Annotated[list[Text | Pair], Field(min_length=1, max_length=MAX_TEXTS)]
-    parameters: Parameters | None = None
+    inputs: Text | Pair | Several[Text | Pair]
+    parameters: Parameters = Parameters()
     model: str | None = None
 
 
@@ -56,29 +55,23 @@ class TextClassificationRequest(BaseModel):
 async def classify(
     body: TextClassificationRequest, request: Request, models: Models, model: str | None = None
 ) -> Response:
-    """Labels with their scores, the likeliest first."""
+    """Labels with their scores, the likeliest first, for each text."""
     served = models.find(body.model, model, task="text-classification")
-    parameters = body.parameters or Parameters()
-    pairs = [
-        one if isinstance(one, Pair) else Pair(text=one)
-        for one in (body.inputs if isinstance(body.inputs, list) else [body.inputs])
-    ]
-    size = sum(len(pair.text) + len(pair.text_pair or "") for pair in pairs)
-    encode = served.tokenizer.encode
-    encodings = await models.off_loop(size, lambda: [encode(pair.text, pair=pair.text_pair) for pair in pairs])
-    asking = score(served, encodings, head="class", param="inputs")
-    found = await while_connected(request, asking, lambda: None)
-    apply = FUNCTIONS[parameters.function_to_apply or function_of(served)]
-    return json_response([_ranked(apply(scores), served.labels, parameters.top_k) for scores in found])
+    given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    texts = [one if isinstance(one, str) else (one.text, one.text_pair) for one in given]
+    encodings = await encode_all(models, served, texts)
+    found = await answered(request, score(served, encodings, head="class"))
+    apply = FUNCTIONS[body.parameters.function_to_apply or function_of(served)]
+    return json_response([ranked(apply(scores), served.labels, body.parameters.top_k) for scores in found])
 
 
 def function_of(model: ServedModel) -> str:
     """What makes this model's scores probabilities: by its problem_type, else by the number of its labels."""
-    problem = model.config.text("problem_type", "")
     by_number = "softmax" if len(model.labels) > 1 else "sigmoid"
-    return FUNCTIONS_OF_PROBLEMS.get(problem, by_number)
+    return FUNCTIONS_OF_PROBLEMS.get(model.config.text("problem_type", ""), by_number)
 
 
-def _ranked(scores: Floats, labels: tuple[str, ...], top_k: int | None) -> list[dict[str, Any]]:
+def ranked(scores: Floats, labels: tuple[str, ...], top_k: int | None = None) -> list[dict[str, Any]]:
+    """Labels with scores, the highest first."""
     order = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[number], "score": float(scores[number])} for number in order]

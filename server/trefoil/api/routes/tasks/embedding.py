@@ -1,0 +1,101 @@
+"""POST /v1/tasks/feature-extraction and sentence-similarity: hidden rows or vectors of texts, and how near they are.
+
+Features are one vector a text where the folder says how to pool, else the hidden rows of each token, as in
+transformers' pipeline.
+"""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
+
+from trefoil.api.deps import Models
+from trefoil.api.json_route import JsonRoute
+from trefoil.api.routes.openai.embeddings import Dimensions, shortened, written
+from trefoil.api.schemas import Text
+from trefoil.api.scoring import Several, answered, embed, embedding_limit, encode_all, score, text_limit, unit
+from trefoil.api.sse import json_response
+from trefoil.errors import InvalidRequest, NotImplementedHere, RequestTooLong
+
+router = APIRouter(route_class=JsonRoute)
+
+
+class FeatureParameters(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    normalize: bool | None = None
+    truncate: bool | None = None
+    truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
+    dimensions: Dimensions | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    prompt_name: str | None = None
+
+
+class FeatureExtractionRequest(FeatureParameters):
+    """Hugging Face's client writes the parameters beside `inputs`; within `parameters` they are read too."""
+
+    inputs: Text | Several[Text]
+    parameters: FeatureParameters | None = None
+    model: str | None = None
+
+
+class Sentences(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    source_sentence: Text
+    sentences: Several[Text]
+
+
+class SentenceSimilarityRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    inputs: Sentences
+    parameters: dict[str, Any] | None = None
+    model: str | None = None
+
+
+@router.post("/v1/tasks/feature-extraction")
+async def features(
+    body: FeatureExtractionRequest, request: Request, models: Models, model: str | None = None
+) -> Response:
+    """Features of a text or of each of a list."""
+    served = models.find(body.model, model, task="feature-extraction")
+    asked = body.parameters or body
+    for name, refused in (("prompt_name", asked.prompt_name), ("truncation_direction", _is_left(asked))):
+        if refused:
+            raise NotImplementedHere(name)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    is_pooled = bool(served.sentences.modes)
+    limit = embedding_limit(served) if is_pooled else text_limit(served)
+    encodings = await encode_all(models, served, texts, limit=limit + (asked.truncate is False))
+    for encoding in encodings:
+        if len(encoding) > limit:
+            raise RequestTooLong(len(encoding), 0, limit, param="inputs")
+    if is_pooled:
+        vectors = await answered(request, embed(served, encodings, normalize=asked.normalize))
+        found: list[Any] = [written(vector, asked.encoding_format) for vector in shortened(vectors, asked.dimensions)]
+    else:
+        if asked.dimensions or asked.encoding_format == "base64":
+            raise InvalidRequest("the model gives a vector a token, not one a text", param="dimensions")
+        rows = await answered(request, score(served, encodings, head="hidden"))
+        found = [[(unit(one) if asked.normalize else one).tolist()] for one in rows]
+    return json_response(found[0] if isinstance(body.inputs, str) else found)
+
+
+@router.post("/v1/tasks/sentence-similarity")
+async def similarity(
+    body: SentenceSimilarityRequest, request: Request, models: Models, model: str | None = None
+) -> Response:
+    """The cosine of the first sentence with each of the others."""
+    if body.parameters:
+        raise NotImplementedHere(f"parameters.{next(iter(body.parameters))}")
+    served = models.find(body.model, model, task="sentence-similarity")
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    encodings = await encode_all(models, served, texts, limit=embedding_limit(served))
+    vectors = await answered(request, embed(served, encodings, normalize=True))
+    return json_response((vectors[1:] @ vectors[0]).tolist())
+
+
+def _is_left(asked: FeatureParameters) -> bool:
+    return (asked.truncation_direction or "right").lower() == "left"
