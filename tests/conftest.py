@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from databases import postgres_server
 from e2e.serving import Server, serving
 
 
@@ -27,6 +28,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def data_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test writes into the user's own data folder."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data-home"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server for the session; see `databases`."""
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from trefoil_models.checkpoint import Model
 from trefoil_models.config_keys import CheckpointError, Keys
 from trefoil_models.heads import NextToken
 from trefoil_models.layers import Embedding
-from trefoil_models.lora import ALL_LINEAR, LoraLinear, LoraShape, LowRank, wrapped_layers
-from trefoil_models.model_folder import read_json
+from trefoil_models.lora import ALL_LINEAR, LoraShape, LowRank, Wrapped, wrapped_layers
+from trefoil_models.model_folder import ADAPTER_CONFIG, read_json
 from trefoil_models.weight_files import SafetensorsFile
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
 PREFIX = "base_model.model."
 HALF = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
 MUST_BE_OFF = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices")
@@ -122,7 +122,8 @@ def _weight(model: Any, layer: str) -> Tensor:
         module = model.get_submodule(layer)
     except AttributeError:
         raise CheckpointError(f"{WEIGHTS}: the model has no layer {layer}") from None
-    weight = module.base.weight if isinstance(module, LoraLinear) else module.weight
+    module = module.base if isinstance(module, Wrapped) else module
+    weight = module.weight
     if isinstance(module, Embedding | NextToken) or not isinstance(weight, Tensor) or weight.dim() != 2:
         raise CheckpointError(f"{WEIGHTS}: {layer} is no linear layer within the model; only these can be adapted")
     return weight

@@ -40,12 +40,19 @@ class LowRank:
     scale: float
 
 
-class LoraLinear(nn.Module):
-    """A frozen linear layer and its adapter. The adapter's weights are float32 or the base's dtype, as made."""
+class Wrapped(nn.Module):
+    """What stands in a linear layer's place and asks it first."""
 
-    def __init__(self, base: nn.Module, low: LowRank, *, dropout: float) -> None:
+    def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+
+
+class LoraLinear(Wrapped):
+    """A frozen linear layer and its adapter."""
+
+    def __init__(self, base: nn.Module, low: LowRank, *, dropout: float) -> None:
+        super().__init__(base)
         self.lora_down, self.lora_up = nn.Parameter(low.down_RM), nn.Parameter(low.up_OR)
         self.scale = low.scale
         self.dropout = nn.Dropout(dropout)
@@ -99,7 +106,7 @@ def merge(model: Any) -> None:
 
 def linear_names(model: Any) -> Collection[str]:
     """The last parts of the names of all layers that can be adapted."""
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)})
+    return sorted({name.rpartition(".")[2] for name, _ in _linears(model)})
 
 
 def _targeted(model: Any, targets: Collection[str]) -> Iterator[tuple[str, nn.Linear]]:
@@ -107,9 +114,15 @@ def _targeted(model: Any, targets: Collection[str]) -> Iterator[tuple[str, nn.Li
     for target in targets:
         if target != ALL_LINEAR and target not in known:
             raise TargetError(f"target_modules: {target!r} is no linear layer of this model; it has {', '.join(known)}")
+    for name, module in _linears(model):
+        if ALL_LINEAR in targets or name.rpartition(".")[2] in targets:
+            yield name, module
+
+
+def _linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of the body; heads that stand outside it are no adapter's business."""
     for name, module in model.named_modules():
-        is_meant = ALL_LINEAR in targets or name.rpartition(".")[2] in targets
-        if isinstance(module, Linear) and is_meant:
+        if isinstance(module, Linear) and name.partition(".")[0] not in model.outside:
             yield name, module
 
 

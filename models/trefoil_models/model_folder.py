@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from trefoil_models.config_keys import CheckpointError, Keys
 
 MOST_LABELS = 1_000_000
+ADAPTER_CONFIG = "adapter_config.json"
 FILES_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 

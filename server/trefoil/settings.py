@@ -45,6 +45,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
+    loras: tuple[ModelSource, ...] = ()
     api_keys: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"

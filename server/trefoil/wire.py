@@ -31,12 +31,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Continue `ids`; a lower `priority` goes first."""
+    """Continue `ids`; a lower `priority` goes first. `adapter`: a loaded one's name; None is the base model."""
 
     id: str
     ids: list[int]
     params: SamplingParams
     priority: int = 0
+    adapter: str | None = None
 
 
 class Once(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -62,8 +63,21 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     index: int | None = None
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Let requests name this adapter from now on; one of the same name gives way."""
+
+    name: str
+    folder: str
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Forget an adapter; what runs with it ends in order."""
+
+    name: str
+
+
 Request = Generate | Once
-Command = Request | Abort
+Command = Request | Abort | LoadAdapter | UnloadAdapter
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
@@ -195,5 +209,21 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int | None = None
     memory_share: float = 0.5
     prefix_caching: bool = True
+    adapters: dict[str, str] = {}
     threads: int | None = None
+    log_json: bool = False
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How to start a training worker. A job's state is saved about every `checkpoint_s` seconds.
+
+    An embedded one is a server's child and ends with it.
+    """
+
+    database: str
+    data_dir: str
+    device: str = "cpu"
+    is_embedded: bool = False
+    lease_s: float = 30.0
+    checkpoint_s: float = 10.0
     log_json: bool = False

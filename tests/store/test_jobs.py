@@ -150,7 +150,8 @@ def test_job_that_only_dies_fails_in_the_end(store: Store, monkeypatch: pytest.M
 def test_events_come_in_order_page_by_page(store: Store) -> None:
     job, running = train(store)
     for step in range(5):
-        store.jobs.log(running, f"step {step}", kind="metrics", data={"step": step})
+        store.jobs.log_metrics(running, [(f"step {step}", {"step": step})])
+    assert store.jobs.last_step(job.id) == 4
     events = store.jobs.events(job.id)
     assert all(one.id < two.id for one, two in pairwise(events))
     assert store.jobs.events(job.id, after=events[-3].id) == events[-2:]

@@ -9,11 +9,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from trefoil import __version__
 from trefoil.api.deps import ClientGone, gone
+from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.fleet import Fleet
 from trefoil.api.middleware import ApiKeys, BodyLimit, RateLimits, RequestIds, RequestTimeout
 from trefoil.api.playground import add_playground
 from trefoil.api.routes import ops, plan, rerank, tei
-from trefoil.api.routes.openai import chat, completions, embeddings, files, models
+from trefoil.api.routes.openai import chat, completions, embeddings, files, fine_tuning, models
 from trefoil.api.routes.tasks import (
     embedding,
     fill_mask,
@@ -43,6 +44,7 @@ ROUTERS = (
     rerank.router,
     models.router,
     files.router,
+    fine_tuning.router,
     tokenize.router,
     text_generation.router,
     perplexity.router,
@@ -59,10 +61,10 @@ ROUTERS = (
 )
 
 
-def create_app(fleet: Fleet, store: Store, traces: Traces | None = None) -> FastAPI:
+def create_app(fleet: Fleet, store: Store, tuned: FineTuned, traces: Traces | None = None) -> FastAPI:
     """The server's ASGI application over a started fleet."""
     app = FastAPI(title="trefoil", version=__version__, docs_url=None, redoc_url=None)
-    app.state.fleet, app.state.store = fleet, store
+    app.state.fleet, app.state.store, app.state.tuned = fleet, store, tuned
     for router in ROUTERS:
         app.include_router(router)
     add_playground(app)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.fleet import Fleet
 from trefoil.store.store import Store
 
@@ -29,12 +30,18 @@ def _store(request: Request) -> Store:
     return store
 
 
+def _tuned(request: Request) -> FineTuned:
+    tuned: FineTuned = request.app.state.tuned
+    return tuned
+
+
 def _request_id(request: Request) -> str:
     request_id: str = request.state.request_id
     return request_id
 
 
 Models = Annotated[Fleet, Depends(_fleet)]
+Tuned = Annotated[FineTuned, Depends(_tuned)]
 Stored = Annotated[Store, Depends(_store)]
 RequestId = Annotated[str, Depends(_request_id)]
 

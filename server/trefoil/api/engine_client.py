@@ -135,6 +135,7 @@ class EngineClient:
         self.name = name
         self.ready: wire.Ready | None = None
         self.about: wire.Ready | None = None  # what it last said of itself, also while it is being started again
+        self.adapters: dict[str, str] = {}
         self._capacity, self._limit = capacity, capacity + max_queued
         self._metrics = metrics
         metrics.introduce(name)
@@ -178,6 +179,16 @@ class EngineClient:
         finally:
             self._end(call, reason)
 
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Let requests name this adapter, now and after every new start of the engine."""
+        self.adapters[name] = folder
+        self.send(wire.LoadAdapter(name, folder))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        if self.adapters.pop(name, None) is not None:
+            self.send(wire.UnloadAdapter(name))
+
     def _admit(self, count: int) -> None:
         """Take places in the queue."""
         if self.ready is None or self._socket is None:
@@ -218,6 +229,8 @@ class EngineClient:
     ) -> None:
         """Take an engine's messages until cancelled; `on_start` hears Checked, Ready and Refused."""
         self._socket = inbox
+        for name, folder in self.adapters.items():
+            self.send(wire.LoadAdapter(name, folder))
         while True:
             message = self._decoder.decode(await outbox.recv())
             match message:

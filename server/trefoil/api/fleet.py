@@ -1,13 +1,14 @@
 """One engine process per model: start, watch, start again after a loss, stop. Knows each model's text side too."""
 
 import asyncio
+import itertools
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongTas
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
 from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.model_folder import GenerationDefaults, ModelFolder, find_folder
+from trefoil_models.model_folder import ADAPTER_CONFIG, GenerationDefaults, ModelFolder, find_folder, read_json
 from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer, TokenizerError
 
@@ -55,6 +56,13 @@ class ServedModel:
     sentences: SentenceFiles
     engine: EngineClient
     created: int
+    parent: str | None = None
+    adapter: Path | None = None
+
+    @property
+    def adapter_name(self) -> str | None:
+        """What the engine knows the adapter by, where the model is one on another model's engine."""
+        return None if self.adapter is None else self.name
 
     @property
     def ready(self) -> wire.Ready:
@@ -70,8 +78,18 @@ class ServedModel:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """All that it can do. Raises ModelLoading before that is known."""
+        """All that it can do; an adapter changes what is generated only. Raises ModelLoading before that is known."""
+        if self.adapter is not None:
+            return self.about.tasks
         return (*self.about.tasks, *self.about.side_tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    """A message of an engine's first start that somebody waits for."""
+
+    reached: "asyncio.Future[None]"
+    message: type[wire.Checked | wire.Ready]
 
 
 class Fleet:
@@ -83,18 +101,17 @@ class Fleet:
         self._threads = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="text")
         self._context = zmq.asyncio.Context()
         self._sockets = tempfile.TemporaryDirectory(prefix="trefoil-", dir=socket_folder())
-        self._keepers: list[asyncio.Task[None]] = []
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._num_engines = itertools.count()
 
     @classmethod
     async def start(cls, settings: Settings, metrics: Metrics) -> "Fleet":
         """Start every engine; returns once each has found its model folder sound. Raises StartRefused."""
         models = [await asyncio.to_thread(read_model, source, settings, metrics) for source in settings.models]
         fleet = cls(settings, models, metrics)
-        checks: list[asyncio.Future[None]] = []
-        for model in models:
-            checked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            checks.append(checked)
-            fleet._keepers.append(asyncio.create_task(fleet._keep(model, checked), name=f"keep-{model.name}"))
+        for source in settings.loras:
+            fleet._take_lora(source)
+        checks = [fleet._start_engine(model) for model in models]
         try:
             for checked in checks:
                 await checked
@@ -105,9 +122,9 @@ class Fleet:
 
     async def stop(self) -> None:
         """End every engine process."""
-        for keeper in self._keepers:
+        for keeper in self._keepers.values():
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
         self._context.destroy(linger=0)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._sockets.cleanup()
@@ -116,6 +133,31 @@ class Fleet:
         """Fail every running request now."""
         for model in self.models.values():
             model.engine.lose(why)
+
+    def add_adapter(self, name: str, folder: Path, *, base: ServedModel, parent: str, created: int) -> None:
+        """Serve an adapter on its base's running engine, from the next request on."""
+        base.engine.load_adapter(name, str(folder))
+        self.models[name] = replace(base, name=name, parent=parent, adapter=folder, created=created)
+
+    async def add_whole(self, name: str, folder: Path, *, parent: str, created: int) -> None:
+        """Serve a whole model by an engine of its own, started now. Raises StartRefused."""
+        model = await asyncio.to_thread(read_model, ModelSource(name, str(folder)), self.settings, self.metrics)
+        self.models[name] = replace(model, parent=parent, created=created)
+        try:
+            await self._start_engine(self.models[name], until=wire.Ready)
+        except StartRefused:
+            await self.remove(name)
+            raise
+
+    async def remove(self, name: str) -> None:
+        """Serve a model no longer; what an adapter is generating ends in order, what a whole model does, at once."""
+        model = self.models.pop(name)
+        if model.adapter is not None:
+            model.engine.unload_adapter(name)
+        keeper = self._keepers.pop(name, None)
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
 
     def find(self, *names: str | None, task: str | None = None) -> ServedModel:
         """The model of the first name given, or the only one there is for the task.
@@ -135,12 +177,16 @@ class Fleet:
         return model
 
     def _only(self, task: str | None) -> ServedModel:
-        """The one model that was made for the task; where none was, the one that can do it besides."""
-        if len(self.models) == 1 or task is None:
-            able = list(self.models.values())
+        """The one model that was made for the task; where none was, the one that can do it besides.
+
+        What was made from a served model is only served to those who name it.
+        """
+        models = [model for model in self.models.values() if model.parent is None]
+        if len(models) == 1 or task is None:
+            able = models
         else:
-            made = [model for model in self.models.values() if task in model.about.tasks]
-            able = made or [model for model in self.models.values() if task in model.about.side_tasks]
+            made = [model for model in models if task in model.about.tasks]
+            able = made or [model for model in models if task in model.about.side_tasks]
         if len(able) > 1:
             served = ", ".join(model.name for model in able)
             raise InvalidRequest(f"several models are served; name one in `model`: {served}", param="model")
@@ -156,14 +202,40 @@ class Fleet:
         """Do text work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def _keep(self, model: ServedModel, checked: asyncio.Future[None]) -> None:
+    def _take_lora(self, source: ModelSource) -> None:
+        """Find the base of an adapter given at the start. Raises StartRefused."""
+        if source.name in self.models:
+            raise StartRefused(f"--lora {source.name}: a model of that name is served already")
+        try:
+            base = read_json(Path(source.source) / ADAPTER_CONFIG).get("base_model_name_or_path")
+        except CheckpointError as error:
+            raise StartRefused(f"--lora {source.name}: {error}") from error
+        models = [model for model in self.models.values() if model.parent is None]
+        named = [model for model in models if base in (model.name, str(model.folder))]
+        if len(named or models) != 1:
+            served = ", ".join(model.name for model in models)
+            raise StartRefused(f"--lora {source.name}: its {ADAPTER_CONFIG} must name its base, one of {served}")
+        (model,) = named or models
+        folder = Path(source.source).resolve()
+        self.models[source.name] = replace(model, name=source.name, parent=model.name, adapter=folder)
+
+    def _start_engine(
+        self, model: ServedModel, until: type[wire.Checked | wire.Ready] = wire.Checked
+    ) -> "asyncio.Future[None]":
+        """Keep an engine for the model from now on; the future ends when it has come so far, or was refused."""
+        start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        keeping = self._keep(model, Milestone(start, until))
+        self._keepers[model.name] = asyncio.create_task(keeping, name=f"keep-{model.name}")
+        return start
+
+    async def _keep(self, model: ServedModel, start: Milestone) -> None:
         """Run the model's engine for ever; a loss is followed by a new start, later each time it fails young."""
         backoff, number = FIRST_BACKOFF_S, 0
         while True:
             started = time.monotonic()
-            why = await self._run_engine(model, number, checked)
-            if not checked.done():
-                checked.set_exception(StartRefused(f"{model.name}: {why}"))
+            why = await self._run_engine(model, number, start)
+            if not start.reached.done():
+                start.reached.set_exception(StartRefused(f"{model.name}: {why}"))
                 return
             if time.monotonic() - started > LONGEST_BACKOFF_S:
                 backoff = FIRST_BACKOFF_S
@@ -172,19 +244,25 @@ class Fleet:
             await asyncio.sleep(backoff)
             backoff, number = min(backoff * 2, LONGEST_BACKOFF_S), number + 1
 
-    async def _run_engine(self, model: ServedModel, number: int, checked: asyncio.Future[None]) -> str:
+    async def _run_engine(self, model: ServedModel, number: int, start: Milestone) -> str:
         """One life of an engine process; why it ended."""
         folder = self._sockets.name
-        at = list(self.models).index(model.name)
-        spec = engine_spec(model, self.settings, folder=folder, tag=f"{at}-{number}", share=1 / len(self.models))
+        share = 1 / len([other for other in self.models.values() if other.adapter is None])
+        adapters = {
+            source.name: source.source
+            for source in self.settings.loras
+            if self.models[source.name].parent == model.name
+        }
+        tag = f"{next(self._num_engines)}-{number}"
+        spec = engine_spec(model, self.settings, folder=folder, tag=tag, share=share, adapters=adapters)
         inbox, outbox = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
         refusals: list[str] = []
 
         def on_start(message: wire.Message) -> None:
             if isinstance(message, wire.Refused):
                 refusals.append(message.message)
-            elif not checked.done():
-                checked.set_result(None)
+            elif isinstance(message, start.message) and not start.reached.done():
+                start.reached.set_result(None)
             if isinstance(message, wire.Ready):
                 log.info("model_ready", model=model.name, dtype=message.dtype, max_model_len=message.max_model_len)
                 if "text-generation" in message.tasks and not model.tokenizer.has_chat_template:
@@ -242,7 +320,9 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
     )
 
 
-def engine_spec(model: ServedModel, settings: Settings, *, folder: str, tag: str, share: float) -> wire.EngineSpec:
+def engine_spec(
+    model: ServedModel, settings: Settings, *, folder: str, tag: str, share: float, adapters: dict[str, str]
+) -> wire.EngineSpec:
     """The settings of one engine; `share` of the memory is its own."""
     return wire.EngineSpec(
         name=model.name,
@@ -258,6 +338,7 @@ def engine_spec(model: ServedModel, settings: Settings, *, folder: str, tag: str
         kv_cache_bytes=settings.kv_cache_memory,
         memory_share=settings.memory_utilization * share,
         prefix_caching=settings.enable_prefix_caching,
+        adapters=adapters,
         log_json=settings.log_json,
     )
 

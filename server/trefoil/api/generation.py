@@ -64,7 +64,7 @@ async def encode_prompt(
 
 def begin(model: ServedModel, ids: Sequence[int], params: wire.SamplingParams, request: GenerationParams) -> TextStream:
     """Submit to the engine. Raises QueueFull, ModelLoading."""
-    command = wire.Generate(f"{next(_numbers)}", list(ids), params, request.priority or 0)
+    command = wire.Generate(f"{next(_numbers)}", list(ids), params, request.priority or 0, model.adapter_name)
     skip = request.skip_special_tokens is not False
     return TextStream(model.engine.generate(command), model.tokenizer, stops=request.stops, skip_special_tokens=skip)
 

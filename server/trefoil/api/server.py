@@ -11,7 +11,9 @@ import structlog
 import uvicorn
 
 from trefoil.api.app import create_app
+from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.fleet import Fleet, StartRefused
+from trefoil.api.own_worker import keep_worker
 from trefoil.api.tracing import Traces
 from trefoil.logs import configure_logs
 from trefoil.metrics import Metrics
@@ -77,8 +79,10 @@ async def run(settings: Settings) -> int:
         listener.close()
         log.info("stopped", before="the models were read")
         return EXIT_OK
+    tuned = FineTuned(fleet, store)
+    await tuned.catch_up()
     config = uvicorn.Config(
-        create_app(fleet, store, traces),
+        create_app(fleet, store, tuned, traces),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -87,9 +91,15 @@ async def run(settings: Settings) -> int:
     )
     listener.listen(2048)
     log.info("listening", url=_url(listener), models=",".join(fleet.models))
+    beside = [asyncio.create_task(tuned.follow(), name="follow-catalog")]
+    if settings.has_worker:
+        beside.append(asyncio.create_task(keep_worker(settings), name="keep-worker"))
     try:
         await Server(config, fleet).serve(sockets=[listener])
     finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await fleet.stop()
         store.close()
         if traces is not None:

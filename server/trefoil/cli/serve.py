@@ -1,9 +1,12 @@
 """`trefoil serve`: every setting as a flag and a TREFOIL_<FLAG> variable."""
 
+import os
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 import typer
 
 from trefoil.cli.flags import env
@@ -18,6 +21,7 @@ from trefoil.settings import (
     parse_rates,
     read_keys,
 )
+from trefoil.wire import WorkerSpec
 
 app = typer.Typer()
 
@@ -102,6 +106,9 @@ def serve(
     max_body_size: Annotated[
         str, typer.Option(envvar=env("--max-body-size"), help="Largest request body, such as 16MiB.")
     ] = "16MiB",
+    lora: Annotated[
+        list[str] | None, typer.Option(envvar=env("--lora"), help="name=folder of an adapter in PEFT's format.")
+    ] = None,
     max_upload_size: Annotated[
         str, typer.Option(envvar=env("--max-upload-size"), help="Largest training file, such as 512MiB.")
     ] = "512MiB",
@@ -134,6 +141,7 @@ def serve(
     """Serve models over HTTP."""
     settings = Settings(
         models=model_sources(models or [], served_model_name),
+        loras=tuple(lora_source(text) for text in lora or []),
         host=host,
         port=port,
         uds=uds,
@@ -175,9 +183,52 @@ def serve(
     raise typer.Exit(uvloop.run(run(settings)))
 
 
+def lora_source(text: str) -> ModelSource:
+    """`name=folder`. Raises InvalidSetting."""
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise InvalidSetting("--lora", text, "name=folder")
+    return ModelSource(name, folder)
+
+
 def data_folder(given: Path | None) -> Path:
     """The data folder as an absolute path."""
     return (given or default_data_dir()).expanduser().absolute()
+
+
+@app.command()
+def worker(
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(envvar=env("--device"), help="Where to train.")] = "cpu",
+    lease_seconds: Annotated[
+        float, typer.Option(envvar=env("--lease-seconds"), min=1, help="After which a lost worker's job is another's.")
+    ] = 30.0,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(envvar=env("--checkpoint-seconds"), min=0, help="Between two saved states of a job.")
+    ] = 10.0,
+    log_json: LogJson = False,
+) -> None:
+    """Train jobs of the servers that share this database and data folder."""
+    settings = Settings(models=(), data_dir=data_folder(data_dir), database_url=database_url)
+    spec = WorkerSpec(
+        database=settings.database,
+        data_dir=str(settings.data_dir),
+        device=device,
+        lease_s=lease_seconds,
+        checkpoint_s=checkpoint_seconds,
+        log_json=log_json,
+    )
+    become("trefoil.training.worker", msgspec.json.encode(spec))
+
+
+def become(module: str, spec: bytes) -> None:
+    """Replace this process by another of ours, whose spec comes by standard input: this one stays free of torch."""
+    readable, writable = os.pipe()
+    os.write(writable, spec)
+    os.close(writable)
+    os.dup2(readable, 0)
+    os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606 - our own interpreter
 
 
 def model_sources(given: list[str], served_name: str | None) -> tuple[ModelSource, ...]:

@@ -22,6 +22,14 @@ class Engine(Protocol):
         """Forget a request."""
         ...
 
+    def load_adapter(self, command: wire.LoadAdapter) -> None:
+        """Take an adapter in; one that cannot be used is told to whoever asks for it."""
+        ...
+
+    def unload_adapter(self, command: wire.UnloadAdapter) -> None:
+        """Forget an adapter."""
+        ...
+
     def step(self) -> list[wire.Event]:
         """One turn; what it brought."""
         ...
@@ -53,6 +61,13 @@ class TwoSided:
         """Each side forgets what it knows of the request."""
         self.generator.abort(command)
         self.one_pass.abort(command)
+
+    def load_adapter(self, command: wire.LoadAdapter) -> None:
+        """Adapters change what is generated."""
+        self.generator.load_adapter(command)
+
+    def unload_adapter(self, command: wire.UnloadAdapter) -> None:
+        self.generator.unload_adapter(command)
 
     def step(self) -> list[wire.Event]:
         """A turn of each side that has work."""

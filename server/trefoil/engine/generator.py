@@ -2,14 +2,20 @@
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import structlog
 
 from trefoil import wire
+from trefoil.engine.adapters import BASE, Loaded
 from trefoil.engine.runner import Picks, Runner
 from trefoil.engine.sampler import Pick
 from trefoil.engine.scheduler import Scheduler
 from trefoil.engine.sequence import Sequence
+from trefoil_models.config_keys import CheckpointError
+
+log = structlog.get_logger()
 
 MASK64 = (1 << 64) - 1
 
@@ -41,6 +47,8 @@ class Generator:
             return [wire.Failed(request.id, f"{len(request.ids)} prompt tokens do not fit {self.max_model_len}")]
         if max(request.ids) >= self.vocab_size or min(request.ids) < 0:
             return [wire.Failed(request.id, f"token ids must be below {self.vocab_size}")]
+        if request.adapter is not None and isinstance(why := self.runner.adapters.find(request.adapter), str):
+            return [wire.Failed(request.id, why)]
         self._arrivals += 1
         self.scheduler.totals.prompt_tokens += len(request.ids)
         leader, *siblings = [self._sequence(request, index) for index in range(request.params.n)]
@@ -53,6 +61,21 @@ class Generator:
         for sequence in list(self.scheduler.sequences()):
             if sequence.request_id == command.id and command.index in (None, sequence.index):
                 self._drop(sequence)
+
+    def load_adapter(self, command: wire.LoadAdapter) -> None:
+        """Take an adapter in beside those that run; one that cannot be used is told to whoever asks for it."""
+        busy = {sequence.slot for sequence in self.scheduler.sequences()}
+        try:
+            self.runner.adapters.load(command.name, Path(command.folder), busy=busy)
+        except CheckpointError as error:
+            log.warning("adapter_refused", adapter=command.name, why=str(error))
+            self.runner.adapters.refuse(command.name, f"the adapter {command.name} cannot be used: {error}")
+        else:
+            log.info("adapter_loaded", adapter=command.name)
+
+    def unload_adapter(self, command: wire.UnloadAdapter) -> None:
+        """Forget an adapter; what runs with it ends in order."""
+        self.runner.adapters.unload(command.name)
 
     def step(self) -> list[wire.Event]:
         """Advance every running sequence by one turn."""
@@ -86,7 +109,8 @@ class Generator:
     def _sequence(self, request: wire.Generate, index: int) -> Sequence:
         params = request.params
         seed = secrets.randbits(64) if params.seed is None else params.seed & MASK64
-        pivot = self._length_pivot
+        adapter = Loaded(BASE, 0) if request.adapter is None else self.runner.adapters.find(request.adapter)
+        assert isinstance(adapter, Loaded)
         return Sequence(
             request_id=request.id,
             index=index,
@@ -96,9 +120,18 @@ class Generator:
             priority=request.priority,
             arrival=self._arrivals,
             random=np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))),
-            # keys rotated for another prompt length are other keys: such prompts share only with their own length
-            salt=b"%d" % len(request.ids) if pivot is not None and len(request.ids) > pivot else b"",
+            salt=self._salt(len(request.ids), adapter),
+            slot=adapter.slot,
         )
+
+    def _salt(self, prompt_len: int, adapter: Loaded) -> bytes:
+        """What besides its ids decides a prompt's keys: only prompts of one salt share pages.
+
+        An adapter makes other keys, and so do rotary angles that depend on the prompt's length.
+        """
+        pivot = self._length_pivot
+        length = prompt_len if pivot is not None and prompt_len > pivot else 0
+        return b"%d %d" % (length, adapter.serial) if length or adapter.serial else b""
 
     def _drop(self, sequence: Sequence) -> None:
         for leader in self.scheduler.sequences():

@@ -53,6 +53,12 @@ class OnePass:
         """Forget a request that waits."""
         self._waiting = deque(request for request in self._waiting if request.id != command.id)
 
+    def load_adapter(self, command: wire.LoadAdapter) -> None:
+        """No text is scored with an adapter; nobody can ask for one here."""
+
+    def unload_adapter(self, command: wire.UnloadAdapter) -> None:
+        """There is none."""
+
     def step(self) -> list[wire.Event]:
         """Answer those who have waited longest."""
         return list(self._answers(self._take()))

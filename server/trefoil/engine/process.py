@@ -70,6 +70,10 @@ def obey(engine: Engine, commands: list[wire.Command]) -> list[wire.Event]:
         match command:
             case wire.Abort():
                 engine.abort(command)
+            case wire.LoadAdapter():
+                engine.load_adapter(command)
+            case wire.UnloadAdapter():
+                engine.unload_adapter(command)
             case _:
                 events += engine.submit(command)
     return events

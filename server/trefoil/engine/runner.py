@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trefoil.engine.adapters import Adapters
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.sampler import Pick, Sampler, token_scores
 from trefoil.engine.scheduler import Chunk, Plan
@@ -31,6 +32,7 @@ class Runner:
     def __init__(self, model: Model, memory: MemoryPlan, *, max_rows: int, max_num_seqs: int, never: Seq[int]) -> None:
         weight = model.lm_head.weight
         self._model = model
+        self.adapters = Adapters(model)
         self._pages = [
             new_pages(
                 memory.num_pages,
@@ -55,7 +57,8 @@ class Runner:
     def run(self, plan: Plan) -> Picks:
         """Compute the plan's rows, copy its pages, choose its tokens."""
         rows, attend = self._inputs.build(plan, self._pages)
-        hidden_TM = self._model(rows, attend)
+        with self.adapters.chosen([chunk.sequence.slot for chunk in plan.chunks for _ in range(chunk.num_rows)]):
+            hidden_TM = self._model(rows, attend)
         self._copy(plan.copies)
         starts = attend.packing.starts
         takers = [(taker, starts[n + 1] - 1) for n, chunk in enumerate(plan.chunks) for taker in chunk.takers]

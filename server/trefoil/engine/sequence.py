@@ -12,7 +12,7 @@ class Sequence:
     """A request's prompt and one of its `n` answers.
 
     `computed` counts the leading ids whose keys and values lie in `pages`. `siblings` wait for this sequence's prompt,
-    which they will share.
+    which they will share. `slot` is its adapter's.
     """
 
     request_id: str
@@ -24,6 +24,7 @@ class Sequence:
     arrival: int
     random: np.random.Generator
     salt: bytes = b""
+    slot: int = -1
     computed: int = 0
     cached_len: int = 0
     admitted_at: float = 0.0

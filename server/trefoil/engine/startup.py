@@ -1,6 +1,6 @@
 """From a spec to an engine: check the folder, read the weights, plan the memory. Says Checked in between."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -74,6 +74,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         prefix_caching=spec.prefix_caching,
         never=never_chosen(model.config.vocab_size, tokenizer),
     )
+    _load_adapters(generator, spec.adapters)
     warm_up(generator)
     _log_plan(spec.name, memory)
     say(msgspec.structs.replace(ready, page_size=memory.page_size, num_pages=memory.num_pages))
@@ -100,6 +101,14 @@ def build_generator(
         vocab_size=model.config.vocab_size,
         length_pivot=model.config.length_pivot,
     )
+
+
+def _load_adapters(generator: Generator, folders: Mapping[str, str]) -> None:
+    for name, folder in folders.items():
+        try:
+            generator.runner.adapters.load(name, Path(folder), busy=())
+        except CheckpointError as error:
+            raise CheckpointError(f"--lora {name}: {error}") from error
 
 
 def never_chosen(vocab_size: int, tokenizer: Tokenizer) -> list[int]:

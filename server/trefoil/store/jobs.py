@@ -6,7 +6,7 @@ about the job carries that number and is not heard once another attempt has begu
     validating_files -> queued -> running -> succeeded | failed | cancelled, and paused from any of the first three
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -21,6 +21,7 @@ from trefoil.store.files import Page
 from trefoil.store.ids import new_id
 
 LEASE_S = 30.0
+METRICS = "metrics"
 MOST_FRUITLESS = 12
 """Attempts that may die one after the other without a new checkpoint."""
 
@@ -60,7 +61,6 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     suffix: str | None = None
     metadata: dict[str, str] | None = None
     adapter: str | None = None
-    is_nested: bool = True
     resolved: dict[str, Any] | None = None
 
 
@@ -195,21 +195,34 @@ class Jobs:
             _set(connection, claim.job_id, lease_until=now(connection) + self.lease_s)
             return _get(connection, claim.job_id).want
 
-    def log(
-        self,
-        claim: Claim,
-        message: str,
-        *,
-        level: str = "info",
-        kind: str = "message",
-        data: Mapping[str, Any] | None = None,
-    ) -> bool:
-        """Write an event down; False where the job is another's now."""
+    def wanted(self, claim: Claim) -> Want | None:
+        """What the user wants, or None where the job is another's now; only reads."""
+        query = sa.select(job_table.c.want).where(_is_held(claim))
+        with self._reading() as connection:
+            want = connection.scalar(query)
+        return None if want is None else Want(want)
+
+    def log(self, claim: Claim, message: str) -> bool:
+        """Write a message down; False where the job is another's now."""
         with self._engine.begin() as connection:
             is_heard = self._holds(connection, claim)
             if is_heard:
-                _log(connection, claim.job_id, message, level=level, kind=kind, data=data)
+                _log(connection, claim.job_id, message)
             return is_heard
+
+    def log_metrics(self, claim: Claim, metrics: Iterable[tuple[str, Mapping[str, Any]]]) -> bool:
+        """Write messages and their numbers down, all at once; False where the job is another's now."""
+        with self._engine.begin() as connection:
+            is_heard = self._holds(connection, claim)
+            for message, data in metrics if is_heard else ():
+                _log(connection, claim.job_id, message, kind=METRICS, data=data)
+            return is_heard
+
+    def last_step(self, job_id: str) -> int:
+        """The latest step whose metrics are written down; 0 before the first."""
+        query = _events(job_id).where(event_table.c.type == METRICS).order_by(event_table.c.id.desc()).limit(1)
+        found = self._read_events(job_id, query)
+        return int((found[0].data or {}).get("step", 0)) if found else 0
 
     def resolve(self, claim: Claim, spec: Spec) -> bool:
         """The files are good and every number is known: the job may be trained."""
@@ -278,12 +291,7 @@ class Jobs:
 
     def _holds(self, connection: sa.Connection, claim: Claim) -> bool:
         """Is the claim still good? Locks the job's row, so that it stays so and events come in order."""
-        query = sa.select(job_table.c.id).where(
-            job_table.c.id == claim.job_id,
-            job_table.c.attempt == claim.attempt,
-            job_table.c.worker.is_not(None),
-            _is_open(),
-        )
+        query = sa.select(job_table.c.id).where(_is_held(claim))
         return connection.execute(query.with_for_update()).first() is not None
 
     def _reading(self) -> sa.Connection:
@@ -295,6 +303,15 @@ COLUMNS = tuple(job_table.c[name] for name in Job.__slots__)
 
 def _is_open() -> sa.ColumnElement[bool]:
     return job_table.c.state.not_in([state for state in State if state.is_over])
+
+
+def _is_held(claim: Claim) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        job_table.c.id == claim.job_id,
+        job_table.c.attempt == claim.attempt,
+        job_table.c.worker.is_not(None),
+        _is_open(),
+    )
 
 
 def _free(connection: sa.Connection, state: State) -> sa.Select[Any]:

@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trefoil.training.folders import flush
+
 FILE = "training_state.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -42,11 +44,14 @@ def save(
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.part"
-    save_file(tensors, temporary, metadata={"run": run, "position": json.dumps(asdict(position))})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(folder / FILE)
+    temporary = folder / f".{FILE}.{os.getpid()}.part"
+    try:
+        save_file(tensors, temporary, metadata={"run": run, "position": json.dumps(asdict(position))})
+        flush(temporary)
+        temporary.replace(folder / FILE)
+        flush(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(folder: Path, named: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, *, run: str) -> Position | None:

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from trefoil.api.deps import Stored
-from trefoil.errors import InvalidRequest
+from trefoil.errors import InvalidRequest, WrongState
 from trefoil.rows import RowError, parse_lines
 from trefoil.store.files import Page, StoredFile
 from trefoil.store.store import Store
@@ -68,7 +68,9 @@ def get_content(file_id: str, store: Stored) -> FileResponse:
 
 @router.delete("/v1/files/{file_id}")
 def delete_file(file_id: str, store: Stored) -> dict[str, Any]:
-    """Forget an upload."""
+    """Forget an upload that no job needs any more."""
+    if store.jobs.uses_file(file_id):
+        raise WrongState("a job that is not over uses this file; cancel the job first", param="file_id")
     store.files.drop(file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 

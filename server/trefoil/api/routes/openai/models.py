@@ -4,8 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from trefoil.api.deps import Models
+from trefoil.api.deps import Models, Tuned
 from trefoil.api.fleet import ServedModel
+from trefoil.errors import InvalidRequest
 
 router = APIRouter()
 
@@ -22,6 +23,14 @@ async def get_model(model_id: str, models: Models) -> dict[str, Any]:
     return describe(models.find(model_id))
 
 
+@router.delete("/v1/models/{model_id:path}")
+async def delete_model(model_id: str, models: Models, tuned: Tuned) -> dict[str, Any]:
+    """Forget a fine-tuned model and its files."""
+    if not await tuned.forget(models.find(model_id)):
+        raise InvalidRequest(f"the model {model_id} was not fine-tuned here; only such can be deleted", param="model")
+    return {"id": model_id, "object": "model", "deleted": True}
+
+
 def describe(model: ServedModel) -> dict[str, Any]:
     """The model object; what only a loaded engine knows is null before."""
     ready = model.engine.ready
@@ -32,9 +41,9 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "owned_by": "trefoil",
         "family": ready.kind if ready else None,
         "architecture": ready.architecture if ready else None,
-        "tasks": [*ready.tasks, *ready.side_tasks] if ready else [],
+        "tasks": list(model.tasks) if ready else [],
         "max_model_len": ready.max_model_len if ready else None,
         "dtype": ready.dtype if ready else None,
         "quantization": None,
-        "parent": None,
+        "parent": model.parent,
     }

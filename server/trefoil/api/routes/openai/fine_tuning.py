@@ -1,0 +1,289 @@
+"""/v1/fine_tuning/jobs: make training jobs, follow them, stop them. The work itself is a worker's."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from trefoil.api.deps import Models, Stored, Tuned
+from trefoil.api.fine_tuned import FineTuned
+from trefoil.api.json_route import JsonRoute
+from trefoil.api.schemas import Text
+from trefoil.api.sse import DONE, EventStream, event, json_response
+from trefoil.errors import FileNotFound, InvalidRequest, NotImplementedHere
+from trefoil.hyperparameters import METHODS, read_hyperparameters
+from trefoil.store.catalog import StoredModel
+from trefoil.store.files import Page
+from trefoil.store.jobs import Event, Job, Spec, State, Want
+from trefoil.store.store import Store
+
+router = APIRouter(route_class=JsonRoute)
+
+MOST_SEED = 2**31 - 1
+POLL_S = 0.3
+HEARTBEAT_S = 15.0
+EVENT_PREFIX = "ftevent-"
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+class Method(BaseModel):
+    """`type`, and under the type's own name what it takes."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: str
+
+
+class CreateJob(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", protected_namespaces=())
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: Annotated[Text, Field(min_length=1, max_length=64, pattern=r"^[^:/\s]+$")] | None = None
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] | None = None
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = None
+    method: Method | None = None
+    hyperparameters: dict[str, Any] | None = None
+    integrations: list[Any] | None = None
+
+
+@router.post("/v1/fine_tuning/jobs")
+async def create(body: CreateJob, models: Models, store: Stored) -> dict[str, Any]:
+    """Queue a training job."""
+    if body.integrations:
+        raise NotImplementedHere("integrations")
+    if body.metadata is not None and len(body.metadata) > 16:
+        raise InvalidRequest("metadata has more than 16 keys", param="metadata")
+    method, given = read_method(body)
+    base = models.find(body.model, task="text-generation")
+    spec = Spec(
+        model=base.name,
+        base=str(base.folder),
+        adapter=None if base.adapter is None else str(base.adapter),
+        method=method,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        hyperparameters=given,
+        seed=random.randrange(MOST_SEED) if body.seed is None else body.seed,
+        suffix=body.suffix,
+        metadata=body.metadata,
+    )
+    return describe(await run_in_threadpool(_create, store, spec))
+
+
+@router.get("/v1/fine_tuning/jobs")
+def list_jobs(request: Request, store: Stored, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
+    """Jobs, newest first; `metadata[key]=value` picks those that have it."""
+    wanted = {
+        name.removeprefix("metadata[").removesuffix("]"): value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    jobs, has_more = store.jobs.list(Page(limit, after), metadata=wanted)
+    return {"object": "list", "data": [describe(job) for job in jobs], "has_more": has_more}
+
+
+@router.get("/v1/fine_tuning/jobs/{job_id}")
+async def get_job(job_id: str, tuned: Tuned, store: Stored) -> dict[str, Any]:
+    """One job. Once it says succeeded, its model can be asked."""
+    job = await run_in_threadpool(store.jobs.get, job_id)
+    if job.state == State.SUCCEEDED:
+        await tuned.catch_up()
+    return describe(job)
+
+
+@router.post("/v1/fine_tuning/jobs/{job_id}/cancel")
+def cancel(job_id: str, store: Stored) -> dict[str, Any]:
+    """End a job, at its next step where it runs."""
+    return describe(store.jobs.ask(job_id, Want.CANCEL))
+
+
+@router.post("/v1/fine_tuning/jobs/{job_id}/pause")
+def pause(job_id: str, store: Stored) -> dict[str, Any]:
+    """Stop a job where it is, to go on later."""
+    return describe(store.jobs.ask(job_id, Want.PAUSE))
+
+
+@router.post("/v1/fine_tuning/jobs/{job_id}/resume")
+def resume(job_id: str, store: Stored) -> dict[str, Any]:
+    """Let a paused job go on."""
+    return describe(store.jobs.ask(job_id, Want.RUN))
+
+
+@router.get("/v1/fine_tuning/jobs/{job_id}/events")
+async def list_events(
+    job_id: str,
+    tuned: Tuned,
+    store: Stored,
+    limit: Limit = 20,
+    after: str | None = None,
+    stream: bool = False,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """What happened, newest first; streamed: oldest first, until the job is over."""
+    if stream:
+        start = _event_number(last_event_id or after, "Last-Event-ID" if last_event_id else "after") or 0
+        await run_in_threadpool(store.jobs.get, job_id)
+        return EventStream(_told(tuned, store, job_id, start), lambda: None)
+    before = _event_number(after, "after")
+    events, has_more = await run_in_threadpool(store.jobs.latest_events, job_id, before=before, limit=limit)
+    return json_response({"object": "list", "data": [describe_event(event) for event in events], "has_more": has_more})
+
+
+@router.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
+async def list_checkpoints(
+    job_id: str, tuned: Tuned, store: Stored, limit: Limit = 10, after: str | None = None
+) -> dict[str, Any]:
+    """The models a job was on its way, latest first; each can be asked."""
+    await run_in_threadpool(store.jobs.get, job_id)
+    await tuned.catch_up()
+    found = [describe_checkpoint(model) for model in await run_in_threadpool(store.catalog.checkpoints, job_id)]
+    if after is not None:
+        ids = [checkpoint["id"] for checkpoint in found]
+        if after not in ids:
+            raise InvalidRequest(f"the job has no checkpoint {after[:80]!r}", param="after")
+        found = found[ids.index(after) + 1 :]
+    data = found[:limit]
+    return {
+        "object": "list",
+        "data": data,
+        "has_more": len(found) > limit,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }
+
+
+def read_method(body: CreateJob) -> tuple[str, dict[str, Any]]:
+    """The method and its hyperparameters as given, nested or flat, all of them checked."""
+    method = body.method.type if body.method else "supervised"
+    if method not in METHODS:
+        raise InvalidRequest(
+            f"method.type {method[:40]!r} is not known; known are {', '.join(METHODS)}", param="method.type"
+        )
+    flat = body.hyperparameters or {}
+    if body.method is None or not body.method.model_extra:
+        read_hyperparameters(method, flat, path="hyperparameters")
+        return method, flat
+    nested = _nested(body.method, method)
+    both = nested.keys() & flat.keys()
+    if both:
+        raise InvalidRequest(f"{min(both)} is given twice, nested and flat", param=f"hyperparameters.{min(both)}")
+    read_hyperparameters(method, flat, path="hyperparameters")
+    read_hyperparameters(method, nested, path=f"method.{method}.hyperparameters")
+    return method, {**flat, **nested}
+
+
+def _nested(given: Method, method: str) -> dict[str, Any]:
+    extra = dict(given.model_extra or {})
+    own = extra.pop(method, None) or {}
+    extra = {name: value for name, value in extra.items() if value is not None}
+    if extra:
+        raise InvalidRequest(f"a method of type {method} has no {min(extra)!r}", param=f"method.{min(extra)}")
+    if not isinstance(own, dict) or not isinstance(own.get("hyperparameters") or {}, dict):
+        raise InvalidRequest(f"method.{method} must be an object with hyperparameters", param=f"method.{method}")
+    unknown = own.keys() - {"hyperparameters"}
+    if unknown:
+        raise InvalidRequest(f"method.{method} has no {min(unknown)!r}", param=f"method.{method}.{min(unknown)}")
+    return dict(own.get("hyperparameters") or {})
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """OpenAI's job object; its hyperparameters are those in force, "auto" until the files are read."""
+    spec, result = job.spec, job.result or {}
+    known = spec.resolved or {"n_epochs": "auto", "batch_size": "auto", **spec.hyperparameters}
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": int(job.created_at),
+        "finished_at": None if job.finished_at is None else int(job.finished_at),
+        "model": spec.model,
+        "fine_tuned_model": result.get("fine_tuned_model"),
+        "organization_id": "trefoil",
+        "result_files": [],
+        "status": job.state,
+        "training_file": spec.training_file,
+        "validation_file": spec.validation_file,
+        "hyperparameters": known,
+        "method": {"type": spec.method, spec.method: {"hyperparameters": known}},
+        "trained_tokens": result.get("trained_tokens"),
+        "error": job.error,
+        "seed": spec.seed,
+        "suffix": spec.suffix,
+        "metadata": spec.metadata,
+        "integrations": [],
+        "estimated_finish": None,
+    }
+
+
+def describe_event(event: Event) -> dict[str, Any]:
+    """OpenAI's event object."""
+    return {
+        "id": f"{EVENT_PREFIX}{event.id}",
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created_at),
+        "level": event.level,
+        "type": event.type,
+        "message": event.message,
+        "data": event.data or {},
+    }
+
+
+def describe_checkpoint(model: StoredModel) -> dict[str, Any]:
+    """OpenAI's checkpoint object."""
+    return {
+        "id": f"ftckpt-{(model.job_id or '').removeprefix('ftjob-')}-{model.step}",
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": int(model.created_at),
+        "fine_tuned_model_checkpoint": model.name,
+        "fine_tuning_job_id": model.job_id,
+        "step_number": model.step,
+        "metrics": model.metrics or {},
+    }
+
+
+def _create(store: Store, spec: Spec) -> Job:
+    for param in ("training_file", "validation_file"):
+        file_id = getattr(spec, param)
+        if file_id is not None:
+            try:
+                store.files.get(file_id)
+            except FileNotFound:
+                raise FileNotFound(file_id, param=param) from None
+    return store.jobs.create(spec)
+
+
+async def _told(tuned: FineTuned, store: Store, job_id: str, last: int) -> AsyncIterator[bytes]:
+    """Events as they happen; a comment now and then keeps the connection. Ends with the job."""
+    quiet_s = 0.0
+    while True:
+        job = await run_in_threadpool(store.jobs.get, job_id)  # first, so that no event of the end is missed
+        events = await run_in_threadpool(store.jobs.events, job_id, after=last)
+        if job.state.is_over:
+            await tuned.catch_up()
+        for each in events:
+            yield f"id: {EVENT_PREFIX}{each.id}\n".encode() + event(describe_event(each))
+        last = events[-1].id if events else last
+        if job.state.is_over:
+            yield DONE
+            return
+        quiet_s = 0.0 if events else quiet_s + POLL_S
+        if quiet_s > HEARTBEAT_S:
+            quiet_s = 0.0
+            yield b": still there\n\n"
+        await asyncio.sleep(POLL_S)
+
+
+def _event_number(event_id: str | None, param: str) -> int | None:
+    if event_id is None:
+        return None
+    number = event_id.removeprefix(EVENT_PREFIX)
+    if not number.isdecimal() or len(number) > 18:
+        raise InvalidRequest(f"{event_id[:80]!r} is no event's id", param=param)
+    return int(number)

@@ -1,0 +1,125 @@
+"""LoRA adapters of a running engine: each in a slot of its own, any mix of them with the base in one step.
+
+The layers that adapters change are wrapped when the first adapter that needs them comes; an engine without adapters
+computes as if there were no such thing.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trefoil_kernels.lora_matmul import lora_matmul
+from trefoil_models.adapter_files import read_adapter
+from trefoil_models.lora import LowRank, Wrapped
+
+BASE = -1
+"""The slot of rows that no adapter changes."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """The slot of every row of the pass under way; None: no row has one."""
+
+    slots_T: Tensor | None = None
+
+
+class SlottedLinear(Wrapped):
+    """A linear layer and every adapter's change of it, slot by slot."""
+
+    def __init__(self, base: nn.Module, low: LowRank, choice: Choice) -> None:
+        super().__init__(base)
+        self._choice = choice
+        self._like = low
+        self.stack({}, 1)
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        slots_T = self._choice.slots_T
+        if slots_T is None:
+            return self.base(x_TM)
+        return self.base(x_TM) + lora_matmul(x_TM, self.down_MSR, self.up_SRO, slots_T)
+
+    def stack(self, lows: Mapping[int, LowRank], num_slots: int) -> None:
+        """Take these adapters; a slot without one changes nothing."""
+        rank = max((low.down_RM.shape[0] for low in lows.values()), default=1)
+        self.down_MSR = self._like.down_RM.new_zeros(self._like.down_RM.shape[1], num_slots, rank)
+        self.up_SRO = self._like.up_OR.new_zeros(num_slots, rank, self._like.up_OR.shape[0])
+        for slot, low in lows.items():
+            self.down_MSR[:, slot, : low.down_RM.shape[0]] = low.down_RM.T
+            self.up_SRO[slot, : low.down_RM.shape[0]] = (low.up_OR * low.scale).T
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An adapter in its slot. The serial tells it from others that had the name, or the slot, before."""
+
+    slot: int
+    serial: int
+
+
+class Adapters:
+    """The adapters of one model by name."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._choice = Choice()
+        self._layers: dict[str, SlottedLinear] = {}
+        self._lows: dict[int, dict[str, LowRank]] = {}
+        self._loaded: dict[str, Loaded] = {}
+        self._refused: dict[str, str] = {}
+        self._num_loads = 0
+        parameter = next(model.parameters())
+        self._dtype, self._device = parameter.dtype, parameter.device
+
+    def load(self, name: str, folder: Path, *, busy: Collection[int]) -> None:
+        """Put an adapter into a slot that no sequence still uses. Raises CheckpointError."""
+        self.unload(name)
+        lows = {path: self._placed(low) for path, low in read_adapter(folder, self._model).lows.items()}
+        taken = {loaded.slot for loaded in self._loaded.values()} | set(busy)
+        slot = next(n for n in range(len(taken) + 1) if n not in taken)
+        self._lows = {n: others for n, others in self._lows.items() if n in taken} | {slot: lows}
+        for path, low in lows.items():
+            self._wrap(path, low)
+        for path, layer in self._layers.items():
+            own = {n: others[path] for n, others in self._lows.items() if path in others}
+            layer.stack(own, max(self._lows) + 1)
+        self._num_loads += 1
+        self._loaded[name] = Loaded(slot, self._num_loads)
+
+    def refuse(self, name: str, why: str) -> None:
+        """Remember why an adapter cannot be had, for those who ask for it."""
+        self._refused[name] = why
+
+    def unload(self, name: str) -> None:
+        """Forget a name; sequences that run with it still find its slot as it was."""
+        self._loaded.pop(name, None)
+        self._refused.pop(name, None)
+
+    def find(self, name: str) -> Loaded | str:
+        """The adapter, or why it is not here."""
+        return self._loaded.get(name) or self._refused.get(name, f"the adapter {name} is not loaded")
+
+    @contextmanager
+    def chosen(self, slots: list[int]) -> Iterator[None]:
+        """While the model computes these rows, each has its slot."""
+        has_any = any(slot != BASE for slot in slots)
+        self._choice.slots_T = torch.tensor(slots, device=self._device) if has_any else None
+        try:
+            yield
+        finally:
+            self._choice.slots_T = None
+
+    def _wrap(self, path: str, low: LowRank) -> None:
+        if path in self._layers:
+            return
+        self._layers[path] = SlottedLinear(self._model.get_submodule(path), low, self._choice)
+        parent, _, leaf = path.rpartition(".")
+        setattr(self._model.get_submodule(parent), leaf, self._layers[path])
+
+    def _placed(self, low: LowRank) -> LowRank:
+        down_RM, up_OR = (matrix.to(self._device, self._dtype) for matrix in (low.down_RM, low.up_OR))
+        return LowRank(down_RM, up_OR, low.scale)

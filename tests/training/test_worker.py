@@ -1,0 +1,223 @@
+"""Jobs through real workers and real trainers: they end right, are stopped, and survive whatever is killed."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from databases import fresh_database
+from e2e.serving import children, eventually
+from trefoil.store.jobs import Job, Spec, State, Want
+from trefoil.store.store import Store
+
+CHATS = [
+    {"messages": [{"role": "user", "content": f"what is {n}?"}, {"role": "assistant", "content": f"{n} is {n * n}"}]}
+    for n in range(8)
+]
+QUICK = {"n_epochs": 2, "batch_size": 2, "learning_rate": 1e-2}
+LEASE_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.checkpoint(tmp_path_factory.mktemp("base"), "llama", std=0.1)
+
+
+class Shop:
+    """A store and the workers on it."""
+
+    def __init__(self, url: str, data: Path, base: Path) -> None:
+        self.url, self.data, self.base = url, data, base
+        self.store = Store.open(url, data, lease_s=LEASE_S)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        flags = ["--lease-seconds", str(LEASE_S), "--checkpoint-seconds", "0.2"]
+        where = ["--data-dir", str(self.data), "--database-url", self.url]
+        worker = subprocess.Popen([sys.executable, "-m", "trefoil", "worker", *where, *flags])
+        self.workers.append(worker)
+        return worker
+
+    def kill(self, name: str | None) -> None:
+        """Kill the worker of this name, if there is one."""
+        for worker in list(self.workers):
+            if name is not None and name.endswith(f"-{worker.pid}"):
+                worker.kill()
+                worker.wait()
+                self.workers.remove(worker)
+
+    def upload(self, rows: list[dict[str, Any]]) -> str:
+        path = self.data / "upload"
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+        with path.open("rb") as source:
+            return self.store.files.add(source, filename="train.jsonl", purpose="fine-tune").id
+
+    def submit(self, rows: list[dict[str, Any]] | None = None, method: str = "supervised", **given: Any) -> Job:
+        validation = given.pop("validation", None)
+        spec = Spec(
+            model="tiny",
+            base=str(self.base),
+            method=method,
+            training_file=self.upload(CHATS if rows is None else rows),
+            validation_file=None if validation is None else self.upload(validation),
+            hyperparameters={**QUICK, **given},
+            seed=7,
+            suffix="mine",
+        )
+        return self.store.jobs.create(spec)
+
+    def state(self, job: Job) -> State:
+        return self.store.jobs.get(job.id).state
+
+    def wait(self, job: Job, *states: State, within_s: float = 90) -> Job:
+        eventually(
+            lambda: self.state(job) in (states or [state for state in State if state.is_over]), within_s=within_s
+        )
+        return self.store.jobs.get(job.id)
+
+    def reach(self, job: Job, step: int) -> None:
+        """Wait until a step is told, or the job over."""
+        jobs = self.store.jobs
+        eventually(lambda: jobs.last_step(job.id) >= step or self.state(job).is_over, within_s=90)
+
+    def weights(self, job: Job) -> str:
+        """A hash of what the job made."""
+        (model,) = [model for model in self.store.catalog.all() if model.job_id == job.id and model.step is None]
+        return sha256(next(Path(model.folder).glob("*.safetensors")).read_bytes()).hexdigest()
+
+    def steps(self, job: Job) -> list[int]:
+        return [event.data["step"] for event in self.store.jobs.events(job.id) if event.type == "metrics"]
+
+
+@contextmanager
+def open_shop(url: str, data: Path, base: Path, *, num_workers: int = 1) -> Iterator[Shop]:
+    data.mkdir(exist_ok=True)
+    shop = Shop(url, data, base)
+    with closing(shop.store):
+        for _ in range(num_workers):
+            shop.start_worker()
+        try:
+            yield shop
+        finally:
+            for worker in shop.workers:
+                worker.kill()
+                worker.wait()
+
+
+@pytest.fixture(scope="module")
+def shop(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """One worker for the module, on SQLite."""
+    data = tmp_path_factory.mktemp("shop")
+    with open_shop(f"sqlite:///{data}/trefoil.db", data, base) as opened:
+        yield opened
+
+
+def test_job_tells_its_numbers_and_ends_with_a_model(shop: Shop) -> None:
+    job = shop.wait(shop.submit(CHATS * 5, batch_size="auto", n_epochs="auto", validation=CHATS[:2]))
+    assert job.state == State.SUCCEEDED, job.error
+    resolved = job.spec.resolved
+    assert (resolved["n_epochs"], resolved["batch_size"], resolved["learning_rate_multiplier"]) == (3, 1, 1.0)
+    assert shop.steps(job) == list(range(1, 121))
+    first, *_, last = [event.data for event in shop.store.jobs.events(job.id) if event.type == "metrics"]
+    assert last["train_loss"] < 0.7 * first["train_loss"]
+    assert {"learning_rate", "grad_norm", "tokens_per_second", "train_mean_token_accuracy"} <= first.keys()
+    kept = shop.store.catalog.checkpoints(job.id)
+    assert [model.step for model in kept] == [120, 80, 40]
+    assert kept[0].metrics["full_valid_loss"] < 4
+    assert kept[0].name == f"{job.result['fine_tuned_model']}:ckpt-step-120"
+    assert not (shop.data / "jobs" / job.id).exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "cause"),
+    [
+        ([*CHATS, {"messages": []}], {}, "train.jsonl, line 9: 'messages' is an empty list"),
+        ([CHATS[0], {"messages": CHATS[1]["messages"][:1]}], {}, "train.jsonl, line 2: nothing to learn"),
+        ([CHATS[0]], {"max_length": 4}, "train.jsonl, line 1: .* the limit is 4"),
+        ([{"text": "a"}], {}, "train.jsonl, line 1: .*no answer"),
+        ([CHATS[0]], {"validation": [{"text": "a"}]}, "train.jsonl, line 1: .*no answer"),
+        ([], {}, "train.jsonl is empty"),
+    ],
+    ids=["row", "masked", "long", "format", "validation", "empty"],
+)
+def test_bad_line_fails_the_job_by_name(shop: Shop, rows: list[Any], given: dict[str, Any], cause: str) -> None:
+    job = shop.wait(shop.submit(rows, **given))
+    assert job.state == State.FAILED
+    assert job.error["code"] == "invalid_training_file"
+    assert re.search(cause, job.error["message"]), job.error
+    assert job.attempt == 1
+
+
+def test_unknown_target_fails_the_job_at_once(shop: Shop) -> None:
+    job = shop.wait(shop.submit(lora={"target_modules": ["wq"]}))
+    assert (job.state, job.error["code"]) == (State.FAILED, "invalid_job")
+    assert "'wq' is no linear layer" in job.error["message"]
+
+
+def test_cancelled_and_paused_jobs_stop_and_a_resumed_one_ends_the_same(shop: Shop) -> None:
+    job = shop.submit(n_epochs=400)
+    eventually(lambda: shop.steps(job), within_s=60)
+    shop.store.jobs.ask(job.id, Want.CANCEL)
+    num_told = len(shop.steps(job))
+    assert shop.wait(job, within_s=20).state == State.CANCELLED
+    assert num_told <= len(shop.steps(job)) < 1600
+    paused = shop.submit()
+    whole = shop.submit()
+    shop.store.jobs.ask(paused.id, Want.PAUSE)
+    shop.wait(whole)
+    assert shop.wait(paused, State.PAUSED).state == State.PAUSED
+    shop.store.jobs.ask(paused.id, Want.RUN)
+    assert shop.wait(paused).state == State.SUCCEEDED
+    assert shop.weights(paused) == shop.weights(whole)
+
+
+def test_worker_told_to_leave_gives_its_job_back(base: Path, tmp_path: Path) -> None:
+    with open_shop(f"sqlite:///{tmp_path}/trefoil.db", tmp_path, base) as shop:
+        job = shop.submit(n_epochs=400)
+        eventually(lambda: shop.steps(job), within_s=60)
+        shop.workers[0].send_signal(signal.SIGTERM)
+        assert shop.workers[0].wait(timeout=30) == 0
+        assert shop.state(job) == State.QUEUED
+        assert (tmp_path / "jobs" / job.id / "training_state.safetensors").exists()
+
+
+def test_trainer_that_dies_goes_on_from_its_checkpoint(shop: Shop) -> None:
+    whole, broken = shop.submit(n_epochs=10), shop.submit(n_epochs=10)
+    eventually(lambda: shop.steps(broken), within_s=60)
+    (trainer,) = children(shop.workers[0].pid)
+    os.kill(trainer, signal.SIGKILL)
+    assert shop.wait(broken).state == State.SUCCEEDED
+    assert "killed by signal 9" in " ".join(event.message for event in shop.store.jobs.events(broken.id))
+    assert shop.weights(broken) == shop.weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("database", "num_kills"), [pytest.param("sqlite", 10, marks=pytest.mark.slow), ("postgres", 2)]
+)
+def test_kills_lose_nothing_and_two_workers_run_nothing_twice(
+    base: Path, tmp_path: Path, database: str, num_kills: int, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/trefoil.db"
+    if database == "postgres":
+        url = fresh_database(request.getfixturevalue("postgres"), tmp_path.name)
+    with open_shop(url, tmp_path / "data", base, num_workers=2) as shop:
+        whole, job = shop.submit(n_epochs=40), shop.submit(n_epochs=40)
+        for step in sorted(random.Random(3).sample(range(160), num_kills)):
+            shop.reach(job, step)
+            shop.kill(shop.store.jobs.get(job.id).worker)
+            shop.start_worker()
+        for each in (job, whole):
+            assert shop.wait(each).state == State.SUCCEEDED
+        assert shop.weights(job) == shop.weights(whole)
+        assert shop.steps(job) == list(range(1, 161)), "every step is told once, in order"
