@@ -136,7 +136,7 @@ def test_job_tells_its_numbers_and_ends_with_a_model(shop: Shop) -> None:
     assert [model.step for model in kept] == [120, 80, 40]
     assert kept[0].metrics["full_valid_loss"] < 4
     assert kept[0].name == f"{job.result['fine_tuned_model']}:ckpt-step-120"
-    assert not (shop.data / "jobs" / job.id).exists()
+    eventually(lambda: not (shop.data / "jobs" / job.id).exists(), within_s=10)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +202,7 @@ def test_trainer_that_dies_goes_on_from_its_checkpoint(shop: Shop) -> None:
     assert shop.weights(broken) == shop.weights(whole)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("database", "num_kills"), [pytest.param("sqlite", 10, marks=pytest.mark.slow), ("postgres", 2)]
 )
@@ -218,6 +219,6 @@ def test_kills_lose_nothing_and_two_workers_run_nothing_twice(
             shop.kill(shop.store.jobs.get(job.id).worker)
             shop.start_worker()
         for each in (job, whole):
-            assert shop.wait(each).state == State.SUCCEEDED
+            assert shop.wait(each, within_s=200).state == State.SUCCEEDED
         assert shop.weights(job) == shop.weights(whole)
         assert shop.steps(job) == list(range(1, 161)), "every step is told once, in order"
