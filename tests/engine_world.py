@@ -25,7 +25,8 @@ def generator(
 ) -> Generator:
     """A float32 engine without a process."""
     model = checkpoint.load(folder, dtype=torch.float32)
-    memory = MemoryPlan(pages, page_size, 1, max_model_len=min(model.config.longest, pages * page_size))
+    longest = min(model.config.longest, pages * page_size)
+    memory = MemoryPlan(pages, page_size, 1, longest, longest if model.kind == "encoder-decoder" else 0)
     return build_generator(
         model,
         memory,
@@ -36,11 +37,14 @@ def generator(
     )
 
 
-def request(name: str, ids: Sequence[int], max_tokens: int = 8, **params: Any) -> wire.Generate:
+def request(
+    name: str, ids: Sequence[int], max_tokens: int = 8, *, source: Sequence[int] = (), **params: Any
+) -> wire.Generate:
     """Greedy unless `params` say otherwise."""
     priority = params.pop("priority", 0)
     params.setdefault("temperature", 0.0)
-    return wire.Generate(name, list(ids), wire.SamplingParams(max_tokens=max_tokens, **params), priority)
+    sampling = wire.SamplingParams(max_tokens=max_tokens, **params)
+    return wire.Generate(name, list(ids), sampling, priority, list(source))
 
 
 def finish(engine: Generator, limit: int = 5000) -> list[wire.Event]:

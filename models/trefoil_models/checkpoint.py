@@ -7,7 +7,7 @@ weights. A file must therefore never be overwritten in place while it is served:
 import json
 import pkgutil
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -91,6 +91,14 @@ class Model(Protocol):
     ) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
+class EncoderDecoder(Model, Protocol):
+    """A model whose forward recalls what `encode` let it remember."""
+
+    def encode(self, rows: Rows, here: Attend, there: Attend) -> Tensor:
+        """The encoder's output for these rows, [T, M], which the decoder's side remembers."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Blueprint:
     """A folder whose every tensor is there and of the right shape; `load` reads it."""
@@ -144,8 +152,17 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.devi
     return inspect(folder).load(dtype=dtype, device=device)
 
 
-def build(config: dict[str, Any], *, seed: int, dtype: torch.dtype = torch.float32) -> Model:
-    """A fresh model for a config.json's content: normal weights of `initializer_range`, zero biases, unit norms."""
+def build(
+    config: dict[str, Any],
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    std_of: Callable[[str, nn.Parameter], float] | None = None,
+) -> Model:
+    """A fresh model for a config.json's content: normal weights of `initializer_range`, zero biases, unit norms.
+
+    `std_of` tells the deviation of each matrix by its name instead.
+    """
     keys = Keys(config)
     family = _family(keys.text("model_type"))
     read = family.read_config(keys)
@@ -156,7 +173,7 @@ def build(config: dict[str, Any], *, seed: int, dtype: torch.dtype = torch.float
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, std, generator=generator)
+                parameter.normal_(0.0, std_of(name, parameter) if std_of else std, generator=generator)
             elif name.endswith("bias"):
                 parameter.zero_()
     for parameter in model.parameters():

@@ -32,6 +32,15 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class DecoderStart:
+    """How an encoder-decoder's answers begin, and what is forced as their first token and as the last at the limit."""
+
+    start_id: int
+    forced_first_id: int | None = None
+    forced_last_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFolder:
     """A Hugging Face checkpoint folder."""
 
@@ -75,7 +84,22 @@ class ModelFolder:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """generation_config.json wins over config.json; one id or a list."""
-        return _ids(self.generation, "eos_token_id") or _ids(self.config, "eos_token_id")
+        return self._named_ids("eos_token_id")
+
+    @property
+    def decoder_start(self) -> DecoderStart:
+        """generation_config.json wins over config.json. Raises CheckpointError where nothing says how answers begin."""
+        names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+        start = next((ids[0] for name in names if (ids := self._named_ids(name))), None)
+        if start is None:
+            raise CheckpointError("config.json: decoder_start_token_id is missing")
+        first, last = self._named_ids("forced_bos_token_id"), self._named_ids("forced_eos_token_id")
+        return DecoderStart(start, first[0] if first else None, last[0] if last else None)
+
+    def generation_keys(self, task: str = "") -> Keys:
+        """What the folder asks of generation for a task: by task, else in general, else in the words of older files."""
+        by_task = self.config.inside("task_specific_params").values.get(task)
+        return Keys({**self.config.values, **self.generation.values, **(by_task if isinstance(by_task, dict) else {})})
 
     @property
     def defaults(self) -> GenerationDefaults:
@@ -86,6 +110,9 @@ class ModelFolder:
             numbers["repetition_penalty"] = keys.number("repetition_penalty")
         whole = {name: keys.integer(name) for name in ("top_k", "max_new_tokens") if name in keys}
         return GenerationDefaults(**numbers, **whole)  # type: ignore[arg-type]
+
+    def _named_ids(self, name: str) -> tuple[int, ...]:
+        return _ids(self.generation, name) or _ids(self.config, name)
 
 
 def find_folder(source: str) -> Path:

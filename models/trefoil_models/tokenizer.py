@@ -3,8 +3,8 @@
 What the folder's files say is `tokenizer_files`' business; imports no torch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, takewhile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from tokenizers import decoders
 from trefoil_models.chat_template import FALLBACK, ChatTemplate
 from trefoil_models.cutting import Cut, Encoding, cut_to
 from trefoil_models.sentencepiece_model import BYTE_PIECE, WORD_MARK, DummyPrefix, join_bytes, unmarked
-from trefoil_models.tokenizer_files import Roles, TokenizerError, read_parts
+from trefoil_models.tokenizer_files import Roles, TokenizerError, read_parts, sentinel
 
 __all__ = ["Encoding", "Roles", "TextStream", "Tokenizer", "TokenizerError"]
 
@@ -53,6 +53,7 @@ class Tokenizer:
         self.cls_id = _known(vocab, roles.cls)
         self.marks_subwords = bool(getattr(backend.model, "continuing_subword_prefix", None))
         self._added_ids = frozenset(added)
+        self.sentinel_ids = tuple(_sentinels(vocab))
         self._decoder = backend.decoder
         decoding = _state(backend.decoder)
         self._spells_bytes = "ByteFallback" in decoding
@@ -212,6 +213,15 @@ def _after(shown: str, text: str) -> str:
         return text[len(shown) :]
     num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shown, text, strict=False)))
     return text[num_common:]
+
+
+def _sentinels(vocab: Mapping[str, int]) -> Iterator[int]:
+    """The ids of T5's sentinels from the first on, as long as there are more."""
+    for number in count():
+        token_id = vocab.get(sentinel(number))
+        if token_id is None:
+            return
+        yield token_id
 
 
 def _known(vocab: Mapping[str, int], token: str | None) -> int | None:

@@ -9,7 +9,12 @@ import msgspec
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to choose tokens. `top_k` 0 and `top_p`, `typical_p` 1 mean all; `logprobs` counts alternatives wanted."""
+    """How to choose tokens. `top_k` 0 and `top_p`, `typical_p` 1 mean all; `logprobs` counts alternatives wanted.
+
+    With several `beams` the `n` best answers of a beam search come whole at its end. `early_stopping`: true as soon as
+    there are as many answers as beams, null never before none can be better, false by transformers' rule of thumb.
+    `forced_first_id` and `forced_last_id` (at `max_tokens`) are chosen whatever the model says.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -28,16 +33,30 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | None = False
+    forced_first_id: int | None = None
+    forced_last_id: int | None = None
 
 
-class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Continue `ids`; a lower `priority` goes first. `adapter`: a loaded one's name; None is the base model."""
+class Generate(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Continue `ids`; a lower `priority` goes first. `adapter`: a loaded one's name; None is the base model.
+
+    `source` is what an encoder-decoder's encoder reads.
+    """
 
     id: str
     ids: list[int]
     params: SamplingParams
     priority: int = 0
     adapter: str | None = None
+    source: list[int] = []
+
+
+def prompt_len(request: Generate) -> int:
+    """How many tokens of the user's the request has: the encoder's where there is one."""
+    return len(request.source or request.ids)
 
 
 class Once(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -105,7 +124,7 @@ class PromptScores(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The end of one answer. `stop_id`: the token that ended it, already sent in Tokens.
+    """The end of one answer. `stop_id`: the token that ended it, already sent in Tokens. `score`: of a beam search.
 
     `admitted_at`: when its sequence left the queue, by the clock that all processes of a machine share (monotonic).
     """
@@ -116,6 +135,7 @@ class Done(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     stop_id: int | None = None
     cached_len: int = 0
     admitted_at: float = 0.0
+    score: float | None = None
 
 
 class Scores(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

@@ -5,7 +5,7 @@ learned bias by distance, one table for each side, none for recalled keys. The r
 feed-forward's way back (`wo`), which stays in float32 where the rest is float16: larger models overflow there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -83,6 +83,18 @@ def read_shape(keys: Keys, *, output_scale: float) -> Config:
         output_scale=output_scale,
         longest=keys.size("n_positions", 512),
     )
+
+
+def initial_std(config: Config) -> Callable[[str, nn.Parameter], float]:
+    """How widely T5 draws its fresh matrices: by what flows in, queries by what replaces the missing scale as well."""
+
+    def std_of(name: str, weight: nn.Parameter) -> float:
+        if name == "shared.weight":
+            return 1.0
+        inputs = weight.shape[1] if "relative_attention_bias" not in name else config.width
+        return float(inputs**-0.5 * (config.head_dim**-0.5 if name.endswith(".q.weight") else 1.0))
+
+    return std_of
 
 
 class Norm(nn.Module):

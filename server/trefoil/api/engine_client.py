@@ -271,7 +271,7 @@ class EngineClient:
         """A request has ended: what it asked for, what it got, where its time went."""
         metrics, params = self._metrics, stream.request.params
         metrics.e2e_latency.labels(self.name).observe(now - stream.started)
-        metrics.request_prompt_tokens.labels(self.name).observe(len(stream.request.ids))
+        metrics.request_prompt_tokens.labels(self.name).observe(wire.prompt_len(stream.request))
         metrics.request_generated_tokens.labels(self.name).observe(stream.num_tokens)
         metrics.request_max_tokens.labels(self.name).observe(params.max_tokens)
         metrics.request_n.labels(self.name).observe(params.n)
@@ -288,7 +288,7 @@ class EngineClient:
         stream.span.set_attributes(
             {
                 "gen_ai.response.model": self.name,
-                "gen_ai.usage.input_tokens": len(stream.request.ids),
+                "gen_ai.usage.input_tokens": wire.prompt_len(stream.request),
                 "gen_ai.usage.output_tokens": stream.num_tokens,
                 "gen_ai.latency.e2e": now - stream.started,
                 **times,

@@ -23,7 +23,14 @@ from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongTas
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
 from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.model_folder import ADAPTER_CONFIG, GenerationDefaults, ModelFolder, find_folder, read_json
+from trefoil_models.model_folder import (
+    ADAPTER_CONFIG,
+    DecoderStart,
+    GenerationDefaults,
+    ModelFolder,
+    find_folder,
+    read_json,
+)
 from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer, TokenizerError
 
@@ -54,6 +61,7 @@ class ServedModel:
     config: Keys
     labels: tuple[str, ...]
     sentences: SentenceFiles
+    source: ModelFolder
     engine: EngineClient
     created: int
     parent: str | None = None
@@ -75,6 +83,18 @@ class ServedModel:
     def about(self) -> wire.Ready:
         """What the engine last said of itself, which holds while it is started again. Raises ModelLoading before."""
         return self.engine.about or self.ready
+
+    @property
+    def start(self) -> DecoderStart | None:
+        """How answers begin where an encoder reads the prompt; None: as the prompt goes on."""
+        return self.source.decoder_start if self.about.kind == "encoder-decoder" else None
+
+    def room(self, prompt_len: int) -> int:
+        """Most tokens that an answer to so long a prompt may have; below 1 where the prompt does not fit."""
+        limit = self.ready.max_model_len
+        if self.start is None:
+            return limit - prompt_len
+        return limit - 1 if prompt_len <= limit else 0
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -315,6 +335,7 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
         config=folder.config,
         labels=labels,
         sentences=sentences,
+        source=folder,
         engine=engine,
         created=int(time.time()),
     )

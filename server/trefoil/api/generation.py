@@ -62,11 +62,29 @@ async def encode_prompt(
     return [start]
 
 
-def begin(model: ServedModel, ids: Sequence[int], params: wire.SamplingParams, request: GenerationParams) -> TextStream:
-    """Submit to the engine. Raises QueueFull, ModelLoading."""
-    command = wire.Generate(f"{next(_numbers)}", list(ids), params, request.priority or 0, model.adapter_name)
+def begin(
+    model: ServedModel,
+    ids: Sequence[int],
+    params: wire.SamplingParams,
+    request: GenerationParams,
+    *,
+    target: Sequence[int] = (),
+) -> TextStream:
+    """Submit to the engine; an encoder-decoder's answer goes on from `target`. Raises QueueFull, ModelLoading."""
+    number, priority = f"{next(_numbers)}", request.priority or 0
+    if model.start is None:
+        command = wire.Generate(number, list(ids), params, priority, model.adapter_name)
+    else:
+        begun = [model.start.start_id, *target]
+        command = wire.Generate(number, begun, params, priority, model.adapter_name, source=list(ids))
     skip = request.skip_special_tokens is not False
     return TextStream(model.engine.generate(command), model.tokenizer, stops=request.stops, skip_special_tokens=skip)
+
+
+def refuse_prompt_scores(model: ServedModel, asked: int | None, *, param: str) -> None:
+    """Raise where scores of the prompt are asked of a model whose encoder only reads it."""
+    if asked is not None and model.start is not None:
+        raise InvalidRequest("this model's encoder reads the prompt and does not score it: leave this out", param=param)
 
 
 def prompt_logprobs_body(

@@ -1,7 +1,7 @@
 """Shapes that several routes use: the generation parameters, checked by field, and how they become SamplingParams."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -11,6 +11,8 @@ from trefoil.api.text_stream import Usage
 from trefoil.errors import InvalidRequest, NotImplementedHere, RequestTooLong
 
 MAX_TOP = 20
+MAX_BEAMS = 64
+DEFAULT_BEAMS = 4
 INT64 = 2**63
 
 
@@ -67,10 +69,11 @@ class GenerationParams(BaseModel):
     priority: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    # known, and refused by name until the server can do them
     use_beam_search: bool | None = None
-    beam_width: Any = None
-    length_penalty: float | None = None
+    beam_width: Annotated[int, Field(ge=1, le=MAX_BEAMS)] | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    # known, and refused by name until the server can do them
     response_format: Any = None
     structured_outputs: Any = None
     regex: Any = None
@@ -78,9 +81,6 @@ class GenerationParams(BaseModel):
     choice: Any = None
 
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "use_beam_search": (False,),
-        "beam_width": (1,),
-        "length_penalty": (1.0,),
         "response_format": ({"type": "text"},),
         "structured_outputs": ({},),
         "regex": (),
@@ -104,6 +104,25 @@ class GenerationParams(BaseModel):
                 raise NotImplementedHere(name)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options needs stream: true", param="stream_options")
+        self._check_search()
+
+    @property
+    def num_beams(self) -> int:
+        """A search of no stated width has as many beams as answers, and at least DEFAULT_BEAMS."""
+        return (self.beam_width or max(self.n or 1, DEFAULT_BEAMS)) if self.use_beam_search else 1
+
+    def _check_search(self) -> None:
+        """Raise for what has no meaning with beam search, or none without."""
+        if not self.use_beam_search:
+            for name, neutral in (("beam_width", 1), ("length_penalty", 1.0), ("early_stopping", False)):
+                if getattr(self, name) not in (None, neutral):
+                    raise InvalidRequest(f"{name} needs use_beam_search: true", param=name)
+            return
+        for name, neutral in (("temperature", 0.0), ("top_p", 1.0), ("min_p", 0.0), ("typical_p", 1.0)):
+            if getattr(self, name) not in (None, neutral):
+                raise InvalidRequest(f"beam search does not sample: leave {name} out", param=name)
+        if (self.n or 1) > self.num_beams:
+            raise InvalidRequest(f"n {self.n} is more than beam_width {self.beam_width}", param="n")
 
     def sampling(
         self,
@@ -123,7 +142,7 @@ class GenerationParams(BaseModel):
         defaults = model.defaults
         return wire.SamplingParams(
             max_tokens=self._max_tokens(model, prompt_len, (param, length_param), default_tokens),
-            temperature=_first(self.temperature, defaults.temperature, 1.0),
+            temperature=0.0 if self.use_beam_search else _first(self.temperature, defaults.temperature, 1.0),
             top_p=_first(self.top_p, defaults.top_p, 1.0),
             top_k=max(_first(self.top_k, defaults.top_k, 0), 0),
             min_p=_first(self.min_p, defaults.min_p, 0.0),
@@ -139,12 +158,16 @@ class GenerationParams(BaseModel):
             n=self.n or 1,
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            beams=self.num_beams,
+            length_penalty=1.0 if self.length_penalty is None else self.length_penalty,
+            early_stopping=None if self.early_stopping == "never" else bool(self.early_stopping),
+            forced_first_id=model.start.forced_first_id if model.start else None,
+            forced_last_id=model.start.forced_last_id if model.start else None,
         )
 
     def _max_tokens(self, model: ServedModel, prompt_len: int, params: tuple[str, str], default: int | None) -> int:
         prompt_param, length_param = params
-        limit = model.ready.max_model_len
-        room = limit - prompt_len
+        limit, room = model.ready.max_model_len, model.room(prompt_len)
         asked = self.max_tokens
         if asked is None:
             asked = min(_first(model.defaults.max_new_tokens, default, room), room)

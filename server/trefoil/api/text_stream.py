@@ -146,11 +146,14 @@ class TextStream:
         ]
         self._cached = 0
         self.prompt_scores: list[wire.TokenScore] = []
+        self.answer_scores: dict[int, float] = {}
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(len(self._events.request.ids), sum(answer.num_tokens for answer in self._answers), self._cached)
+        return Usage(
+            wire.prompt_len(self._events.request), sum(answer.num_tokens for answer in self._answers), self._cached
+        )
 
     def close(self) -> None:
         """Nobody will read this; end it in the engine."""
@@ -172,6 +175,8 @@ class TextStream:
                         yield piece
                     case wire.Done():
                         self._cached = max(self._cached, event.cached_len)
+                        if event.score is not None:
+                            self.answer_scores[event.index] = event.score
                         if event.index not in ended:
                             yield self._answers[event.index].end(event)
         finally:

@@ -9,6 +9,8 @@ import structlog
 
 from trefoil import wire
 from trefoil.engine.adapters import BASE, Loaded
+from trefoil.engine.beams import Beams, Branch
+from trefoil.engine.pages import source_salt
 from trefoil.engine.runner import Picks, Runner
 from trefoil.engine.sampler import Pick
 from trefoil.engine.scheduler import Scheduler
@@ -21,7 +23,7 @@ MASK64 = (1 << 64) - 1
 
 
 class Generator:
-    """Everything one engine generates. `length_pivot`: see ModelConfig."""
+    """Everything one engine generates. `max_source_len`: 0 for a decoder. `length_pivot`: see ModelConfig."""
 
     def __init__(
         self,
@@ -30,10 +32,12 @@ class Generator:
         *,
         max_model_len: int,
         vocab_size: int,
+        max_source_len: int = 0,
         length_pivot: int | None = None,
     ) -> None:
         self.scheduler, self.runner = scheduler, runner
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
+        self.max_source_len = max_source_len
         self._length_pivot = length_pivot
         self._arrivals = 0
 
@@ -41,25 +45,28 @@ class Generator:
     def has_work(self) -> bool:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
-    def submit(self, request: wire.Generate) -> list[wire.Event]:
+    def submit(self, request: wire.Request) -> list[wire.Event]:
         """Queue a request; a refusal where it can never run."""
-        if not request.ids or len(request.ids) + request.params.max_tokens > self.max_model_len:
-            return [wire.Failed(request.id, f"{len(request.ids)} prompt tokens do not fit {self.max_model_len}")]
-        if max(request.ids) >= self.vocab_size or min(request.ids) < 0:
-            return [wire.Failed(request.id, f"token ids must be below {self.vocab_size}")]
-        if request.adapter is not None and isinstance(why := self.runner.adapters.find(request.adapter), str):
+        why = self._refusal(request)
+        if why is not None:
             return [wire.Failed(request.id, why)]
+        assert isinstance(request, wire.Generate)
         self._arrivals += 1
-        self.scheduler.totals.prompt_tokens += len(request.ids)
-        leader, *siblings = [self._sequence(request, index) for index in range(request.params.n)]
+        self.scheduler.totals.prompt_tokens += len(request.ids) + len(request.source)
+        is_search = request.params.beams > 1
+        leader, *siblings = [self._sequence(request, index) for index in range(1 if is_search else request.params.n)]
         leader.siblings = siblings
+        if is_search:
+            leader.beams = Beams(request.params, [leader])
         self.scheduler.add(leader)
         return []
 
     def abort(self, command: wire.Abort) -> None:
         """Forget a request, or one answer of it."""
         for sequence in list(self.scheduler.sequences()):
-            if sequence.request_id == command.id and command.index in (None, sequence.index):
+            # a search has no answers before its end
+            index = sequence.index if sequence.beams is None else None
+            if sequence.request_id == command.id and command.index in (None, index):
                 self._drop(sequence)
 
     def load_adapter(self, command: wire.LoadAdapter) -> None:
@@ -83,7 +90,12 @@ class Generator:
         picks = self.runner.run(plan)
         self.scheduler.commit(plan)
         finished = [chunk.sequence for chunk in plan.chunks if not chunk.sequence.wants_tokens]
-        return [*self._prompt_events(picks), *self._token_events(picks.tokens), *self._scored_events(finished)]
+        return [
+            *self._prompt_events(picks),
+            *self._token_events(picks.tokens),
+            *(event for beams, branches in picks.branches for event in self._beam_events(beams, branches)),
+            *self._scored_events(finished),
+        ]
 
     def stats(self) -> wire.Stats:
         """Gauges and totals as they stand."""
@@ -106,11 +118,40 @@ class Generator:
         """Raise AssertionError where pages or sequences went astray."""
         self.scheduler.check_books()
 
+    def _refusal(self, request: wire.Request) -> str | None:
+        """Why a request can never run, if it cannot."""
+        if not isinstance(request, wire.Generate):
+            return "this model only generates"
+        params = request.params
+        if not request.ids or len(request.ids) + params.max_tokens > self.max_model_len:
+            return f"{len(request.ids)} prompt tokens do not fit {self.max_model_len}"
+        if bool(request.source) != bool(self.max_source_len) or len(request.source) > self.max_source_len:
+            return f"an input of {len(request.source)} tokens for an encoder that takes up to {self.max_source_len}"
+        if max(request.ids + request.source) >= self.vocab_size or min(request.ids + request.source) < 0:
+            return f"token ids must be below {self.vocab_size}"
+        if request.adapter is not None and isinstance(why := self.runner.adapters.find(request.adapter), str):
+            return why
+        return self._beams_refusal(request) if params.beams > 1 else None
+
+    def _beams_refusal(self, request: wire.Generate) -> str | None:
+        """The same for a search, whose beams share no more than the prompt in the worst case."""
+        params, pool = request.params, self.scheduler.pool
+        if params.n > params.beams:
+            return f"{params.n} answers of {params.beams} beams"
+        if params.beams > min(self.scheduler.max_num_seqs, self.scheduler.max_num_batched_tokens):
+            return f"{params.beams} beams are more than the {self.scheduler.max_num_seqs} sequences that run at once"
+        trunk = len(request.ids) // pool.page_size
+        each = pool.pages_for(len(request.ids) + params.max_tokens) - trunk
+        if pool.pages_for(len(request.source)) + trunk + params.beams * each > pool.num_pages:
+            return f"{params.beams} beams of {params.max_tokens} tokens do not fit the KV cache"
+        return None
+
     def _sequence(self, request: wire.Generate, index: int) -> Sequence:
         params = request.params
         seed = secrets.randbits(64) if params.seed is None else params.seed & MASK64
         adapter = Loaded(BASE, 0) if request.adapter is None else self.runner.adapters.find(request.adapter)
         assert isinstance(adapter, Loaded)
+        salt = self._salt(len(request.ids), adapter)
         return Sequence(
             request_id=request.id,
             index=index,
@@ -120,7 +161,8 @@ class Generator:
             priority=request.priority,
             arrival=self._arrivals,
             random=np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))),
-            salt=self._salt(len(request.ids), adapter),
+            salt=source_salt(request.source, salt) if request.source else salt,
+            source=list(request.source),
             slot=adapter.slot,
         )
 
@@ -156,6 +198,22 @@ class Generator:
             is_stop = pick.token in sequence.params.stop_ids
             if is_stop or sequence.num_outputs >= sequence.params.max_tokens:
                 yield self._done(sequence, "stop" if is_stop else "length", pick.token if is_stop else None)
+
+    def _beam_events(self, beams: Beams, branches: list[Branch]) -> Iterator[wire.Event]:
+        """A search goes on in silence; at its end come the best answers, whole."""
+        self.scheduler.totals.generated_tokens += len(branches)
+        if not beams.is_done:
+            self.scheduler.branch(beams, branches)
+            return
+        request_id, cached_len = beams.members[0].request_id, beams.members[0].cached_len
+        for member in beams.members:
+            self.scheduler.finish(member)
+        for index, answer in enumerate(beams.answers[: beams.params.n]):
+            yield wire.Tokens(request_id, index, answer.ids, answer.scores)
+            reason = "length" if answer.stop_id is None else "stop"
+            yield wire.Done(request_id, index, reason, answer.stop_id, cached_len, answer.score)
+        for index in range(len(beams.answers), beams.params.n):  # so much is banned that there are no more
+            yield wire.Done(request_id, index, "length", None, cached_len)
 
     def _scored_events(self, sequences: list[Sequence]) -> Iterator[wire.Event]:
         for sequence in sequences:

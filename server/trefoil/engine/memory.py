@@ -18,6 +18,7 @@ class MemoryPlan:
     page_size: int
     page_bytes: int
     max_model_len: int
+    max_source_len: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -26,7 +27,7 @@ class MemoryPlan:
     @property
     def full_sequences(self) -> float:
         """How many sequences of the greatest length fit at once."""
-        return self.num_tokens / self.max_model_len
+        return self.num_tokens / (self.max_model_len + self.max_source_len)
 
 
 def plan_memory(
@@ -37,20 +38,21 @@ def plan_memory(
     budget: int,
     max_model_len: int,
     max_num_seqs: int,
+    max_source_len: int = 0,
 ) -> MemoryPlan:
     """As many pages as `budget` bytes hold, but no more than `max_num_seqs` full sequences could fill.
 
     Raises CheckpointError where not even one sequence of the greatest length fits.
     """
     page_bytes = sum(2 * page_size * site.kv_heads * site.head_dim * dtype.itemsize for site in sites)
-    pages_each = -(-max_model_len // page_size)
+    pages_each = -(-max_model_len // page_size) + -(-max_source_len // page_size)
     num_pages = min(budget // page_bytes, pages_each * max_num_seqs)
     if num_pages < pages_each:
         raise CheckpointError(
             f"{budget} bytes for KV pages hold {num_pages * page_size} tokens, fewer than one sequence of "
             f"{max_model_len}; give --kv-cache-memory {pages_each * page_bytes} or lower --max-model-len"
         )
-    return MemoryPlan(num_pages, page_size, page_bytes, max_model_len)
+    return MemoryPlan(num_pages, page_size, page_bytes, max_model_len, max_source_len)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """The page pool: who holds which page, which pages can be found again by their content, exact books of both.
 
-A page whose content is named by a hash may be shared; it is full, and nobody writes to it again. A page given back
+A page whose content is named by a hash may be shared; nobody writes to it again. A page given back
 by its last holder keeps its name until it is taken for something else, oldest first.
 """
 
@@ -73,6 +73,10 @@ class PagePool:
             found.append(page)
         return found
 
+    def is_shared(self, page: int) -> bool:
+        """Does another hold this page too?"""
+        return self._holders[page] > 1
+
     def num_idle(self, pages: Iterable[int]) -> int:
         """How many of these pages nobody holds."""
         return sum(not self._holders[page] for page in pages)
@@ -93,6 +97,17 @@ class PagePool:
         if name is not None:
             del self._page_of[name]
             self._name_of[page] = None
+
+
+def source_salt(source: Sequence[int], salt: bytes) -> bytes:
+    """What sets pages apart that were computed for this input of an encoder: every row depends on all of it."""
+    ids = array("q", source).tobytes()
+    return hashlib.blake2b(ids, key=salt[:64], digest_size=16, person=b"source").digest()
+
+
+def source_page_name(salt: bytes, number: int) -> bytes:
+    """The name of one page of an encoder's output; full or not, nobody writes to it again."""
+    return hashlib.blake2b(b"%d" % number, key=salt, digest_size=16, person=b"source").digest()
 
 
 def page_name(before: bytes, ids: Sequence[int]) -> bytes:

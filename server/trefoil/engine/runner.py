@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from trefoil.engine.adapters import Adapters
+from trefoil.engine.beams import Beams, Branch, grow_all
 from trefoil.engine.memory import MemoryPlan
+from trefoil.engine.paged_attend import PagedAttend
 from trefoil.engine.sampler import Pick, Sampler, token_scores
 from trefoil.engine.scheduler import Chunk, Plan
 from trefoil.engine.sequence import Sequence
@@ -15,14 +18,16 @@ from trefoil.engine.step import StepInputs
 from trefoil.wire import TokenScore
 from trefoil_kernels.page_write import copy_pages, new_pages
 from trefoil_kernels.token_logprobs import row_chunks
-from trefoil_models.checkpoint import Model
+from trefoil_models.attend import packed_rows
+from trefoil_models.checkpoint import EncoderDecoder, Model
 
 
 @dataclass(frozen=True, slots=True)
 class Picks:
-    """What a step brought: tokens, and scores of prompt tokens in order."""
+    """What a step brought: tokens, continuations of beams, and scores of prompt tokens in order."""
 
     tokens: list[Pick]
+    branches: list[tuple[Beams, list[Branch]]]
     prompts: list[tuple[Sequence, list[TokenScore]]]
 
 
@@ -48,15 +53,20 @@ class Runner:
             max_rows=max_rows,
             max_sequences=max_num_seqs,
             max_pages=-(-memory.max_model_len // memory.page_size),
+            max_source_pages=-(-memory.max_source_len // memory.page_size),
             page_size=memory.page_size,
             device=weight.device,
         )
         self._sampler = Sampler(never=never, device=weight.device)
+        self._never = torch.tensor(sorted(never), dtype=torch.int64, device=weight.device)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Picks:
-        """Compute the plan's rows, copy its pages, choose its tokens."""
+        """Encode the plan's inputs, compute its rows, copy its pages, choose its tokens."""
+        self._copy(plan.first_copies)
         rows, attend = self._inputs.build(plan, self._pages)
+        if plan.encodes:
+            self._encode(plan.encodes, attend)
         with self.adapters.chosen([chunk.sequence.slot for chunk in plan.chunks for _ in range(chunk.num_rows)]):
             hidden_TM = self._model(rows, attend)
         self._copy(plan.copies)
@@ -64,14 +74,23 @@ class Runner:
         takers = [(taker, starts[n + 1] - 1) for n, chunk in enumerate(plan.chunks) for taker in chunk.takers]
         at = torch.tensor([row for _, row in takers], dtype=torch.int64, device=hidden_TM.device)
         logits_NV = self._model.lm_head.logits(hidden_TM[at]).float()
+        alone = [n for n, (taker, _) in enumerate(takers) if taker.beams is None]
+        searching = [n for n, (taker, _) in enumerate(takers) if taker.beams is not None]
         return Picks(
-            self._sampler.choose(logits_NV, [taker for taker, _ in takers]),
+            self._sampler.choose(_rows(logits_NV, alone), [takers[n][0] for n in alone]),
+            list(grow_all(_rows(logits_NV, searching), [takers[n][0] for n in searching], self._never)),
             [
                 (chunk.sequence, self._prompt_scores(chunk, hidden_TM[starts[n] : starts[n + 1]]))
                 for n, chunk in enumerate(plan.chunks)
                 if chunk.sequence.wants_prompt_scores
             ],
         )
+
+    def _encode(self, sequences: Seq[Sequence], attend: PagedAttend) -> None:
+        """Let the encoder read inputs, and each decoder site write what it will recall of them to pages."""
+        sources = [sequence.source for sequence in sequences]
+        with self.adapters.chosen([sequence.slot for sequence in sequences for _ in sequence.source]):
+            cast(EncoderDecoder, self._model).encode(*packed_rows(sources, attend.slots_T.device), attend)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:
@@ -90,3 +109,8 @@ class Runner:
             logits = self._model.lm_head.logits(hidden_RM[rows])
             scores += token_scores(logits, labels[rows], sequence.params.prompt_logprobs or 0)
         return scores
+
+
+def _rows(logits_NV: Tensor, numbers: list[int]) -> Tensor:
+    """These rows, without a copy where they are all."""
+    return logits_NV if len(numbers) == len(logits_NV) else logits_NV[torch.tensor(numbers, dtype=torch.int64)]

@@ -86,6 +86,20 @@ def adjust(logits_V: Tensor, sequence: Sequence) -> None:
     if sequence.num_outputs < params.min_tokens:
         stops = torch.tensor(params.stop_ids, dtype=torch.int64, device=logits_V.device)
         logits_V[stops] = -torch.inf
+    forced = _forced(sequence)
+    if forced is not None:
+        logits_V.fill_(-torch.inf)
+        logits_V[forced] = 0.0
+
+
+def _forced(sequence: Sequence) -> int | None:
+    """The token that must come next, where the request says so."""
+    params = sequence.params
+    if params.forced_first_id is not None and sequence.num_outputs == 0:
+        return params.forced_first_id
+    if params.forced_last_id is not None and sequence.num_outputs == params.max_tokens - 1:
+        return params.forced_last_id
+    return None
 
 
 def draw(logits_V: Tensor, params: SamplingParams, uniform: float) -> int:

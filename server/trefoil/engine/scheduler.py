@@ -1,17 +1,20 @@
 """What the next step does, and what came of it.
 
-One token budget a step serves decodes and prompt chunks together, in order of priority, then arrival. A sequence gets
-pages for its whole prompt when it is admitted and one more whenever it grows into it; when none is left the last in
-order is pre-empted: it gives its pages back and will compute its ids again.
+One token budget a step serves decodes, prompt chunks and inputs to encode together, in order of priority, then arrival.
+A sequence gets pages for its whole prompt when it is admitted and one more whenever it grows into it; when none is left
+the last in order is pre-empted: it gives its pages back and will compute its ids again. The beams of a search come and
+go together, and each waits with its last row until all can choose.
 """
 
 import bisect
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from trefoil.engine.pages import PagePool, page_name
+from trefoil.engine.beams import Beams, Branch
+from trefoil.engine.pages import PagePool
 from trefoil.engine.sequence import Sequence
+from trefoil.engine.sequence_pages import SequencePages
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: rows to compute, then pages to copy (source, target)."""
+    """One step: pages to copy (source, target) first, inputs to encode, rows to compute, then more pages to copy."""
 
     chunks: list[Chunk]
     copies: list[tuple[int, int]]
+    encodes: list[Sequence] = field(default_factory=list)
+    first_copies: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -59,6 +64,10 @@ class Scheduler:
     running: list[Sequence] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     clock: Callable[[], float] = time.monotonic
+    pages: SequencePages = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pages = SequencePages(self.pool, shares=self.shares_prefixes)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its siblings follow once its prompt is computed."""
@@ -71,14 +80,16 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence in self.running:
                 self._grow(sequence)
+        for sequence in self.running:
+            plan.first_copies.extend([sequence.copied] if sequence.copied else [])
+            sequence.copied = None
         # single rows first: a long prompt never holds up those who already stream
         for sequence in sorted(self.running, key=lambda s: s.num_left > 1):
-            if budget:
-                budget -= self._schedule(sequence, budget, plan)
-        while budget and self.waiting and len(self.running) < self.max_num_seqs and self._admit(self.waiting[0]):
-            sequence = self.waiting.pop(0)
-            bisect.insort(self.running, sequence, key=lambda s: s.order)
             budget -= self._schedule(sequence, budget, plan)
+        while budget and (members := self._admit(budget, plan)):
+            budget = max(budget - self._encode(members[0], plan), 1)
+            for sequence in members:
+                budget -= self._schedule(sequence, budget, plan)
         return plan
 
     def commit(self, plan: Plan) -> None:
@@ -86,13 +97,36 @@ class Scheduler:
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.end
 
+    def branch(self, beams: Beams, branches: list[Branch]) -> None:
+        """Go on with these continuations of a search's beams; each holds its parent's pages until it writes."""
+        before, beams.members = (
+            beams.members,
+            [
+                replace(
+                    parent,
+                    index=index,
+                    ids=[*parent.ids, branch.token],
+                    pages=list(parent.pages),
+                    source_pages=list(parent.source_pages),
+                    hashes=list(parent.hashes),
+                )
+                for index, branch in enumerate(branches)
+                for parent in [beams.members[branch.parent]]
+            ],
+        )
+        for member in beams.members:
+            self.pages.hold(member)
+        for parent in before:
+            self.finish(parent)
+        for member in beams.members:
+            bisect.insort(self.running, member, key=lambda s: s.order)
+
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its pages back; its waiting siblings go on without it."""
         for queue in (self.running, self.waiting):
             if sequence in queue:
                 queue.remove(sequence)
-        self.pool.give_back(sequence.pages)
-        sequence.pages = []
+        self.pages.give_back(sequence)
         self._release_siblings(sequence)
 
     def sequences(self) -> Iterator[Sequence]:
@@ -105,87 +139,100 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self.waiting) + sum(len(s.siblings) for s in (*self.running, *self.waiting))
 
+    @property
+    def num_seats(self) -> int:
+        """How many sequences run, counting for a search all the beams it may come to."""
+        searches = {sequence.beams for sequence in self.running if sequence.beams}
+        return sum(s.beams is None for s in self.running) + sum(beams.width for beams in searches)
+
     def check_books(self) -> None:
         """Raise AssertionError unless pages and sequences agree; an idle engine holds no page."""
-        self.pool.check_books(sequence.pages for sequence in self.sequences())
+        held = [pages for sequence in self.sequences() for pages in (sequence.pages, sequence.source_pages)]
+        self.pool.check_books(held)
         for sequence in self.running:
             assert len(sequence.pages) >= self.pool.pages_for(sequence.computed), "computed rows without a page"
-        assert not any(sequence.pages for sequence in self.waiting), "a waiting sequence holds pages"
+            source_len = self.pool.pages_for(len(sequence.source))
+            assert len(sequence.source_pages) == source_len, "an input without its pages"
 
     def _grow(self, sequence: Sequence) -> None:
-        """Pages for all ids of a running sequence, pre-empting from the back, itself where it is the last."""
-        while (missing := self.pool.pages_for(len(sequence.ids)) - len(sequence.pages)) > self.pool.num_free:
-            last = self.running[-1]
-            self._preempt(last)
-            if last is sequence:
+        """Room for the rows to come, pre-empting from the back, itself where it is the last."""
+        while self.pages.missing(sequence) > self.pool.num_free:
+            self._preempt(self.running[-1])
+            if sequence not in self.running:
                 return
-        sequence.pages += self.pool.take(max(missing, 0))
+        self.pages.grow(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self.pool.give_back(sequence.pages)
-        sequence.pages, sequence.computed = [], 0
+        for member in _together(sequence):
+            self.running.remove(member)
+            self.pages.give_back(member)
+            self.add(member)
         self.totals.preemptions += 1
-        self.add(sequence)
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence shared pages for the prefix that is here and fresh ones for the rest, or nothing."""
-        shared = self._shared_prefix(sequence)
-        fresh = self.pool.pages_for(len(sequence.ids)) - len(shared)
-        if fresh + self.pool.num_idle(shared) > self.pool.num_free:
-            return False
-        self.pool.share(shared)
-        sequence.pages = shared + self.pool.take(fresh)
-        sequence.computed = len(shared) * self.pool.page_size
+    def _admit(self, budget: int, plan: Plan) -> list[Sequence]:
+        """The next who waits, with its beams, where there are seats and pages and its input fits what is left."""
+        members = _together(self.waiting[0]) if self.waiting else []
+        if not members or self.num_seats + _seats(members[0]) > self.max_num_seqs:
+            return []
+        # the first input of a step may exceed the budget, or a long one would wait for ever
+        if plan.encodes and len(members[0].source) > budget and not self.pages.has_source(members[0]):
+            return []
+        if not self.pages.admit(members):
+            return []
+        for sequence in members:
+            self.waiting.remove(sequence)
+            bisect.insort(self.running, sequence, key=lambda s: s.order)
+            self._count(sequence)
+        return members
+
+    def _count(self, sequence: Sequence) -> None:
         sequence.admitted_at = sequence.admitted_at or self.clock()
         if not sequence.num_outputs and not sequence.index:
             sequence.cached_len = sequence.computed
         self.totals.prefix_queries += len(sequence.ids)
         self.totals.prefix_hits += sequence.computed
-        return True
 
-    def _shared_prefix(self, sequence: Sequence) -> list[int]:
-        """Full pages with this sequence's leading ids, always leaving the last row to be computed.
-
-        Prompt scores need every row's hidden state, so such a sequence shares nothing until they are given.
-        """
-        if not self.shares_prefixes or sequence.wants_prompt_scores:
-            return []
-        self._name_pages(sequence, len(sequence.ids) - 1)
-        return self.pool.find(sequence.hashes[: (len(sequence.ids) - 1) // self.pool.page_size])
+    def _encode(self, sequence: Sequence, plan: Plan) -> int:
+        """Add an input that nobody encoded to the plan; how many rows it has."""
+        if not sequence.source or sequence.is_encoded:
+            return 0
+        sequence.is_encoded = True
+        plan.encodes.append(sequence)
+        return len(sequence.source)
 
     def _schedule(self, sequence: Sequence, budget: int, plan: Plan) -> int:
         """Add the sequence's next rows to the plan; how many they are."""
-        end = min(len(sequence.ids), sequence.computed + budget)
+        end = sequence.computed + self._turn(sequence, budget, plan)
+        if end == sequence.computed:
+            return 0
         is_whole = end == len(sequence.ids)
         takers = (sequence, *self._fork(sequence, plan)) if is_whole and sequence.wants_tokens else ()
         plan.chunks.append(Chunk(sequence, sequence.computed, end, takers))
-        if self.shares_prefixes:
-            # found from this step on: a step writes every row's keys before any row reads them
-            self._name_pages(sequence, end)
-            for number in range(sequence.computed // self.pool.page_size, end // self.pool.page_size):
-                self.pool.name(sequence.pages[number], sequence.hashes[number])
+        self.pages.name(sequence, sequence.computed, end)
         return end - sequence.computed
 
-    def _name_pages(self, sequence: Sequence, length: int) -> None:
-        size = self.pool.page_size
-        for number in range(len(sequence.hashes), length // size):
-            before = sequence.hashes[-1] if sequence.hashes else sequence.salt
-            sequence.hashes.append(page_name(before, sequence.ids[number * size : (number + 1) * size]))
+    def _turn(self, sequence: Sequence, budget: int, plan: Plan) -> int:
+        """How many rows the sequence may compute now."""
+        beams = sequence.beams
+        if beams is None or len(beams.members) == 1:
+            return min(budget, sequence.num_left)
+        if beams.is_level:
+            goes_on = bool(plan.chunks) and plan.chunks[-1].sequence.beams is beams
+            return int(goes_on or (sequence is beams.members[0] and len(beams.members) <= budget))
+        first = beams.members[0]
+        if sequence is not first and first.computed < first.prompt_len // self.pool.page_size * self.pool.page_size:
+            return 0
+        return min(budget, sequence.num_left - 1)
 
     def _fork(self, sequence: Sequence, plan: Plan) -> list[Sequence]:
-        """Siblings that start from this step's last row: full pages shared, the half-filled one copied."""
-        forked = []
-        num_full, rest = divmod(len(sequence.ids), self.pool.page_size)
-        room = self.max_num_seqs - len(self.running)
+        """Siblings that start from this step's last row."""
+        forked: list[Sequence] = []
+        room = self.max_num_seqs - self.num_seats
         for sibling in sequence.siblings[: max(room, 0)]:
-            if self.pool.num_free < bool(rest):
+            copies = self.pages.fork(sequence, sibling)
+            if copies is None:
                 break
-            own = self.pool.take(bool(rest))
-            self.pool.share(sequence.pages[:num_full])
-            sibling.pages = sequence.pages[:num_full] + own
-            plan.copies.extend((sequence.pages[num_full], page) for page in own)
-            sibling.computed, sibling.cached_len = sequence.prompt_len, sequence.cached_len
+            plan.copies.extend(copies)
             sibling.admitted_at = sequence.admitted_at
             bisect.insort(self.running, sibling, key=lambda s: s.order)
             forked.append(sibling)
@@ -197,3 +244,12 @@ class Scheduler:
         for sibling in sequence.siblings:
             self.add(sibling)
         sequence.siblings = []
+
+
+def _together(sequence: Sequence) -> list[Sequence]:
+    """Those who are admitted and pre-empted together."""
+    return list(sequence.beams.members) if sequence.beams else [sequence]
+
+
+def _seats(sequence: Sequence) -> int:
+    return sequence.beams.width if sequence.beams else 1

@@ -1,10 +1,14 @@
 """One answer in the making: its ids, its pages, how far the model has come."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trefoil.wire import SamplingParams
+
+if TYPE_CHECKING:
+    from trefoil.engine.beams import Beams
 
 
 @dataclass(slots=True, eq=False)
@@ -12,7 +16,9 @@ class Sequence:
     """A request's prompt and one of its `n` answers.
 
     `computed` counts the leading ids whose keys and values lie in `pages`. `siblings` wait for this sequence's prompt,
-    which they will share. `slot` is its adapter's.
+    which they will share. What an encoder made of `source` lies in `source_pages`. The `beams` of a search choose their
+    tokens together; `copied` is a page (source, target) that the next step must copy before it writes. `slot` is its
+    adapter's.
     """
 
     request_id: str
@@ -32,6 +38,12 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     siblings: list["Sequence"] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+    source_pages: list[int] = field(default_factory=list)
+    source_names: list[bytes] = field(default_factory=list)
+    is_encoded: bool = False
+    beams: "Beams | None" = None
+    copied: tuple[int, int] | None = None
 
     @property
     def order(self) -> tuple[int, int, int]:

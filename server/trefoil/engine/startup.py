@@ -39,6 +39,8 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
     dtype = choose_dtype(spec.dtype, blueprint.folder.dtype_name, device)
     pooling = Pooling(SentenceFiles.read(Path(spec.folder)), kind=blueprint.model.kind)
     generates = "next" in blueprint.heads
+    if blueprint.model.kind == "encoder-decoder":
+        _check_start(blueprint)
     if generates:
         _memory(spec, blueprint.model, limit, dtype, device)
     say(wire.Checked())
@@ -78,7 +80,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
     warm_up(generator)
     _log_plan(spec.name, memory)
     say(msgspec.structs.replace(ready, page_size=memory.page_size, num_pages=memory.num_pages))
-    return TwoSided(generator, one_pass)
+    return generator if memory.max_source_len else TwoSided(generator, one_pass)
 
 
 def build_generator(
@@ -99,6 +101,7 @@ def build_generator(
         runner,
         max_model_len=memory.max_model_len,
         vocab_size=model.config.vocab_size,
+        max_source_len=memory.max_source_len,
         length_pivot=model.config.length_pivot,
     )
 
@@ -132,7 +135,9 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> torch.dtype:
 
 def warm_up(generator: Generator) -> None:
     """One short request end to end, so that the first user does not pay for first calls; it is not counted."""
-    generator.submit(wire.Generate("warm-up", [0], wire.SamplingParams(max_tokens=1, temperature=0.0)))
+    source = [0] if generator.max_source_len else []
+    params = wire.SamplingParams(max_tokens=1, temperature=0.0)
+    generator.submit(wire.Generate("warm-up", [0], params, source=source))
     while generator.has_work:
         generator.step()
     generator.check_books()
@@ -150,6 +155,13 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("--device cuda: no CUDA device is available; allowed here: cpu")
     return torch.device(name)
+
+
+def _check_start(blueprint: Blueprint) -> None:
+    """Raise CheckpointError where nothing says how the decoder begins, or with an id that it has not."""
+    start_id, size = blueprint.folder.decoder_start.start_id, blueprint.model.config.vocab_size
+    if start_id >= size:
+        raise CheckpointError(f"config.json: decoder_start_token_id {start_id} is not below the vocabulary's {size}")
 
 
 def _max_model_len(spec: wire.EngineSpec, blueprint: Blueprint) -> int:
@@ -170,6 +182,7 @@ def _memory(
         budget=spec.kv_cache_bytes or int(free_bytes(device) * spec.memory_share),
         max_model_len=limit,
         max_num_seqs=spec.max_num_seqs,
+        max_source_len=limit if model.kind == "encoder-decoder" else 0,
     )
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trefoil.engine.paged_attend import PagedAttend
+from trefoil.engine.paged_attend import PagedAttend, Sources
 from trefoil.engine.scheduler import Plan
+from trefoil.engine.sequence import Sequence
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import Pages
 from trefoil_kernels.paged_attention import PageTable
@@ -38,11 +39,23 @@ class StepInputs:
     """The static buffers of one engine."""
 
     def __init__(
-        self, *, max_rows: int, max_sequences: int, max_pages: int, page_size: int, device: torch.device
+        self,
+        *,
+        max_rows: int,
+        max_sequences: int,
+        max_pages: int,
+        page_size: int,
+        device: torch.device,
+        max_source_pages: int = 0,
     ) -> None:
         self._page_size = page_size
         self._ids, self._positions, self._prompt_lens, self._slots = (Buffer((max_rows,), device) for _ in range(4))
+        self._device = device
         self._table, self._lens = Buffer((max_sequences, max_pages), device), Buffer((max_sequences,), device)
+        self._source_table, self._source_lens = (
+            Buffer((max_sequences, max_source_pages), device),
+            Buffer((max_sequences,), device),
+        )
 
     def build(self, plan: Plan, pages: Seq[Pages]) -> tuple[Rows, PagedAttend]:
         """Fill the buffers for a plan and send them."""
@@ -64,9 +77,36 @@ class StepInputs:
             tuple(chunk.end for chunk in plan.chunks),
         )
         attend = PagedAttend(
-            pages, self._slots.sent(rows), table, Packing(tuple(chunk.num_rows for chunk in plan.chunks))
+            pages,
+            self._slots.sent(rows),
+            table,
+            Packing(tuple(chunk.num_rows for chunk in plan.chunks)),
+            self._sources(plan),
         )
         return Rows(self._ids.sent(rows), self._positions.sent(rows), self._prompt_lens.sent(rows)), attend
+
+    def _sources(self, plan: Plan) -> Sources | None:
+        """Where each sequence's input lies, where there are inputs."""
+        lens = tuple(len(chunk.sequence.source) for chunk in plan.chunks)
+        if not any(lens):
+            return None
+        widest = max(len(chunk.sequence.source_pages) for chunk in plan.chunks)
+        for n, chunk in enumerate(plan.chunks):
+            self._source_table.fill[n, : len(chunk.sequence.source_pages)] = chunk.sequence.source_pages
+            self._source_lens.fill[n] = lens[n]
+        sequences = slice(0, len(plan.chunks))
+        table = PageTable(self._source_table.sent(sequences, slice(0, widest)), self._source_lens.sent(sequences), lens)
+        return Sources(self._encoded_slots(plan.encodes), table)
+
+    def _encoded_slots(self, sequences: Seq[Sequence]) -> Tensor:
+        """The slots that take the rows of these inputs, int64 [K]."""
+        slots = [np.zeros(0, dtype=np.int64)]
+        for sequence in sequences:
+            at = np.arange(len(sequence.source))
+            slots.append(
+                np.array(sequence.source_pages)[at // self._page_size] * self._page_size + at % self._page_size
+            )
+        return torch.from_numpy(np.concatenate(slots)).to(self._device)
 
     def _fill_rows(self, rows: slice, ids: list[int], start: int, end: int) -> None:
         self._ids.fill[rows] = ids[start:end]

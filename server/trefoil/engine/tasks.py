@@ -13,6 +13,8 @@ TASKS_OF_HEADS = {
 }
 OWN_TASKS = {"albert": {"pair": ("sentence-order-prediction",)}}
 """Where a family means something else by a head."""
+TEXT_TO_TEXT = ("text2text-generation", "summarization", "translation")
+WITH_SENTINELS = ("t5", "mt5")
 EMBEDDING = ("embeddings", "feature-extraction", "sentence-similarity", "rerank")
 
 
@@ -22,13 +24,16 @@ def tasks_of(folder: ModelFolder, kind: str, heads: Heads) -> tuple[tuple[str, .
     Hidden rows can always be asked for; they are the purpose of an encoder without a head that reads them for
     something else.
     """
+    if kind == "encoder-decoder":
+        spans = ("span-filling",) if folder.model_type in WITH_SENTINELS else ()
+        return (*TEXT_TO_TEXT, *spans), ("text-generation", "perplexity")
     table = {**TASKS_OF_HEADS, **OWN_TASKS.get(folder.model_type, {})}
     tasks = [task for head in sorted(heads.names) for task in table[head]]
     if "class" in heads:
         tasks += _tasks_of_labels(folder.labels)
     if kind == "encoder" and not heads.names & {"class", "tag", "span"}:
         return (*tasks, *EMBEDDING), ()
-    return tuple(tasks), tuple(task for task in EMBEDDING if task not in tasks) if kind != "encoder-decoder" else ()
+    return tuple(tasks), tuple(task for task in EMBEDDING if task not in tasks)
 
 
 def _tasks_of_labels(labels: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, render_chat
+from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, refuse_prompt_scores, render_chat
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import MAX_TOP, GenerationParams, Text, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
@@ -63,6 +63,14 @@ class ChatRequest(GenerationParams):
         "function_call": ("none", "auto"),
     }
 
+    @property
+    def last_user_text(self) -> str:
+        """Raises InvalidRequest where there is none."""
+        texts: list[str] = [message.rendered()["content"] for message in self.messages if message.role == "user"]
+        if not texts:
+            raise InvalidRequest("this model reads the last user message, and there is none", param="messages")
+        return texts[-1]
+
     def checked(self) -> "ChatRequest":
         """Raise InvalidRequest for fields that contradict each other or are not there yet."""
         self.refuse_unsupported()
@@ -79,6 +87,7 @@ async def chat(body: ChatRequest, request: Request, models: Models, model: str |
     """Answer a conversation."""
     body = body.checked()
     served = models.find(body.model, model, task="text-generation")
+    refuse_prompt_scores(served, body.prompt_logprobs, param="prompt_logprobs")
     ids = await _prompt(models, served, body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.sampling(
@@ -97,7 +106,12 @@ async def chat(body: ChatRequest, request: Request, models: Models, model: str |
 
 
 async def _prompt(fleet: Fleet, model: ServedModel, body: ChatRequest) -> list[int]:
-    """Render the conversation and encode it; the template writes all special tokens itself."""
+    """Render the conversation and encode it; the template writes all special tokens itself.
+
+    An encoder-decoder's encoder reads the last user message.
+    """
+    if model.start is not None:
+        return await encode_prompt(fleet, model, body.last_user_text, param="messages")
     text = await render_chat(
         fleet,
         model,

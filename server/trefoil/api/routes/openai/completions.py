@@ -14,7 +14,7 @@ from pydantic import Field
 
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body
+from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, refuse_prompt_scores
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.schemas import MAX_TOP, GenerationParams, Rows, Text, check_ids, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
@@ -57,6 +57,8 @@ class CompletionRequest(GenerationParams):
         self.refuse_unsupported()
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise InvalidRequest(f"best_of {self.best_of} must be at least n {self.n or 1}", param="best_of")
+        if self.best_of is not None and self.use_beam_search:
+            raise InvalidRequest("beam search chooses the best itself: leave best_of out", param="best_of")
         if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
             raise InvalidRequest("best_of cannot be streamed", param="best_of")
 
@@ -89,6 +91,8 @@ async def complete(body: CompletionRequest, request: Request, models: Models, mo
     """Continue prompts."""
     body.check()
     served = models.find(body.model, model, task="text-generation")
+    refuse_prompt_scores(served, body.prompt_logprobs, param="prompt_logprobs")
+    refuse_prompt_scores(served, body.logprobs if body.echo else None, param="echo")
     prompts = await _begin(models, served, body)
     head = {
         "id": new_id("cmpl"),
