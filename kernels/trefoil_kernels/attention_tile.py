@@ -27,6 +27,11 @@ class Tile:
     warps: int
     stages: int
 
+    @property
+    def constants(self) -> dict[str, int]:
+        """As the kernels name them."""
+        return {"BLOCK_M": self.rows, "BLOCK_N": self.keys, "STAGES": self.stages, "num_warps": self.warps}
+
 
 @dataclass(frozen=True, slots=True)
 class KernelBias:

@@ -23,9 +23,8 @@ from trefoil_kernels.packed_attention_triton import (
     Call,
     Layout,
     attend,
-    backward_tile,
     can_describe,
-    forward_tile,
+    tiles_for,
 )
 
 PAD_LIMIT = 1.25
@@ -145,16 +144,16 @@ def on_triton(
     keys: Packing | None = None,
 ) -> Tensor:
     """By the kernels of packed_attention_triton."""
-    width, dtype, device, keys = q_THD.shape[2], q_THD.dtype, q_THD.device, keys or packing
-    backward = backward_tile(width, dtype)
+    dtype, device, keys = q_THD.dtype, q_THD.device, keys or packing
+    added = kernel_bias(bias, q_THD)
+    tiles = tiles_for(q_THD.shape[2], dtype, added.kind)
     layout = Layout(
         packing.starts_on(device),
         keys.starts_on(device),
-        packing.tiles_on(device, forward_tile(width, dtype).rows),
-        packing.tiles_on(device, backward.rows),
-        keys.tiles_on(device, backward.keys),
+        packing.tiles_on(device, tiles.forward.rows),
+        packing.tiles_on(device, tiles.query.rows),
+        keys.tiles_on(device, tiles.key.keys),
     )
-    added = kernel_bias(bias, q_THD)
     has_descriptors = chip() in DESCRIPTOR_CHIPS and dtype.itemsize == 2 and can_describe(k_KGD, v_KGD)
     return attend(q_THD, k_KGD, v_KGD, added, Call(layout, mask, scale, added.kind, added.reach, has_descriptors))
 

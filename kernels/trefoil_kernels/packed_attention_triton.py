@@ -36,23 +36,32 @@ DESCRIPTOR_CHIPS = ("sm_90", "sm_100")
 SMALL_TILE = Tile(16, 16, 4, 1)
 """For float32 and for chips of no table."""
 INTERPRETER_TILE = Tile(32, 32, 4, 1)
-FORWARD_TILES = {
-    ("sm_80", 64): Tile(128, 64, 4, 3),
-    ("sm_80", 128): Tile(128, 64, 8, 2),
-    ("sm_80", 256): Tile(64, 32, 8, 1),
-    ("sm_90", 64): Tile(128, 128, 8, 2),
-    ("sm_90", 128): Tile(128, 128, 8, 2),
-    ("sm_90", 256): Tile(64, 64, 8, 2),
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A tile for each kernel."""
+
+    forward: Tile
+    query: Tile
+    key: Tile
+
+
+TILES = {
+    ("sm_80", 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
+    ("sm_80", 128): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
+    ("sm_80", 256): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("sm_90", 64): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+    ("sm_90", 128): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 8, 2), Tile(32, 128, 8, 2)),
+    ("sm_90", 256): Tiles(Tile(64, 64, 8, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
 }
-BACKWARD_TILES = {
-    ("sm_80", 64): Tile(64, 64, 4, 2),
-    ("sm_80", 128): Tile(64, 64, 8, 1),
-    ("sm_80", 256): Tile(32, 32, 8, 1),
-    ("sm_90", 64): Tile(64, 64, 4, 2),
-    ("sm_90", 128): Tile(64, 64, 8, 2),
-    ("sm_90", 256): Tile(32, 32, 8, 1),
+BIASED_TILES = {
+    ("sm_80", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
+    ("sm_80", 128): Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(64, 64, 8, 1)),
+    ("sm_90", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+    ("sm_90", 128): Tiles(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
 }
-"""By chip and least head width that holds the head's own; the keys' kernel takes `keys` as rows of its own tile."""
+"""By chip and padded head width, 64 at least: the largest that compile without spills (docs/kernels.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,8 @@ class Layout:
 
     starts: Tensor
     key_starts: Tensor
-    tiles: Tensor
-    backward_tiles: Tensor
+    forward_tiles: Tensor
+    query_tiles: Tensor
     key_tiles: Tensor
 
 
@@ -89,23 +98,14 @@ class Call:
         }
 
 
-def forward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
-    """The forward pass's tile on the current chip."""
-    return _tile(FORWARD_TILES, head_dim, dtype)
-
-
-def backward_tile(head_dim: int, dtype: torch.dtype) -> Tile:
-    """The backward pass's tile on the current chip."""
-    return _tile(BACKWARD_TILES, head_dim, dtype)
-
-
-def _tile(tiles: dict[tuple[str, int], Tile], head_dim: int, dtype: torch.dtype) -> Tile:
-    name = chip()
+def tiles_for(head_dim: int, dtype: torch.dtype, bias_kind: str) -> Tiles:
+    """On the current chip."""
+    name, width = chip(), max(64, padded_width(head_dim))
     if name == "interpreter":
-        return INTERPRETER_TILE
-    if dtype.itemsize > 2:
-        return SMALL_TILE
-    return tiles.get((name, max(64, padded_width(head_dim))), SMALL_TILE)
+        return Tiles(INTERPRETER_TILE, INTERPRETER_TILE, INTERPRETER_TILE)
+    table = TILES if bias_kind == "none" else BIASED_TILES
+    small = Tiles(SMALL_TILE, SMALL_TILE, SMALL_TILE)
+    return small if dtype.itemsize > 2 else table.get((name, width), small)
 
 
 def can_describe(k_KGD: Tensor, v_KGD: Tensor) -> bool:
@@ -129,20 +129,17 @@ class _PackedAttention(torch.autograd.Function):
         q_THD, k_KGD, v_KGD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_KGD, v_KGD))
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         lse_HT = torch.empty(q_THD.shape[1::-1], dtype=torch.float32, device=q_THD.device)
-        tile = forward_tile(q_THD.shape[2], q_THD.dtype)
+        tile = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias_kind).forward
         launch(
             _forward,
-            (len(call.layout.tiles), q_THD.shape[1]),
+            (len(call.layout.forward_tiles), q_THD.shape[1]),
             *(q_THD, k_KGD, v_KGD, *_described(k_KGD, v_KGD, tile, call), out_THD, lse_HT, bias),
-            *(call.layout.tiles, call.layout.starts, call.layout.key_starts),
+            *(call.layout.forward_tiles, call.layout.starts, call.layout.key_starts),
             *(call.scale, call.mask.window or 0, call.reach, len(q_THD)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
             **call.constants(q_THD, k_KGD),
-            BLOCK_M=tile.rows,
-            BLOCK_N=tile.keys,
-            STAGES=tile.stages,
+            **tile.constants,
             HAS_DESCRIPTORS=call.has_descriptors,
-            num_warps=tile.warps,
         )
         ctx.save_for_backward(q_THD, k_KGD, v_KGD, bias, out_THD, lse_HT)
         ctx.call = call
@@ -157,24 +154,19 @@ class _PackedAttention(torch.autograd.Function):
         grad_q_THD = torch.empty_like(out_THD)
         grad_k_KGD, grad_v_KGD = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k_KGD, v_KGD))
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
-        tile = backward_tile(q_THD.shape[2], q_THD.dtype)
+        tiles = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias_kind)
         shared = (
             *(q_THD, k_KGD, v_KGD, grad_THD, lse_HT, delta_HT, bias),
             *(call.layout.starts, call.layout.key_starts, call.scale, call.mask.window or 0, call.reach, len(q_THD)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
         )
-        constants = {
-            **call.constants(q_THD, k_KGD),
-            "BLOCK_M": tile.rows,
-            "BLOCK_N": tile.keys,
-            "STAGES": tile.stages,
-            "num_warps": tile.warps,
-        }
+        constants = call.constants(q_THD, k_KGD)
         launch(
             _query_gradients,
-            (len(call.layout.backward_tiles), q_THD.shape[1]),
-            *(*shared, call.layout.backward_tiles, grad_q_THD, bias if grad_bias is None else grad_bias),
+            (len(call.layout.query_tiles), q_THD.shape[1]),
+            *(*shared, call.layout.query_tiles, grad_q_THD, bias if grad_bias is None else grad_bias),
             **constants,
+            **tiles.query.constants,
             LEARNS_BIAS=grad_bias is not None,
         )
         launch(
@@ -182,6 +174,7 @@ class _PackedAttention(torch.autograd.Function):
             (len(call.layout.key_tiles), k_KGD.shape[1]),
             *(*shared, call.layout.key_tiles, grad_k_KGD, grad_v_KGD),
             **constants,
+            **tiles.key.constants,
         )
         return grad_q_THD, grad_k_KGD, grad_v_KGD, grad_bias, None
 

@@ -1,5 +1,7 @@
 """Pages of keys and values: making them, writing rows into their slots, copying one to another.
 
+`rotary_page_write` turns queries and keys on the way, in one launch for all three projections of a layer.
+
 A slot is page * S + offset. How a page is laid out is known in this folder only; the engine moves page numbers.
 """
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
 from trefoil_kernels.launch import launch, row_tile, runs_triton
+from trefoil_kernels.rotary import rotary, turn, turn_constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,37 @@ def on_triton(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> No
     )
 
 
+def rotary_page_write(
+    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: tuple[Tensor, Tensor], slots_T: Tensor
+) -> Tensor:
+    """The queries turned by `angles` (cos, sin: float32 [T, R/2]); keys, turned too, and values to their slots."""
+    if not runs_triton(q_THD):
+        page_write(pages, rotary(k_TGD, *angles), v_TGD, slots_T)
+        return rotary(q_THD, *angles)
+    return rotary_on_triton(pages, q_THD, k_TGD, v_TGD, angles, slots_T)
+
+
+def rotary_on_triton(
+    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: tuple[Tensor, Tensor], slots_T: Tensor
+) -> Tensor:
+    """By the kernel below."""
+    q_THD, k_TGD, v_TGD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
+    cos_TR, sin_TR = (x.contiguous() for x in angles)
+    turned_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
+    num_rows, heads, width = q_THD.shape
+    kv_heads = k_TGD.shape[1]
+    launch(
+        _rotate_and_write,
+        (num_rows, 3),
+        *(q_THD, k_TGD, v_TGD, turned_THD, pages.k_PSGD, pages.v_PSGD, cos_TR, sin_TR, slots_T, heads, kv_heads),
+        *(stride for x in (q_THD, k_TGD, v_TGD) for stride in x.stride()[:2]),
+        **turn_constants(max(heads, kv_heads), width, cos_TR.shape[1]),
+        BLOCK_V=triton.next_power_of_2(kv_heads * width),
+        num_warps=4,
+    )
+    return turned_THD
+
+
 def copy_pages(pages: Pages, sources_C: Tensor, targets_C: Tensor) -> None:
     """Copy whole pages (int64 [C] page numbers); no target may be a source."""
     for x_PSGD in (pages.k_PSGD, pages.v_PSGD):
@@ -102,3 +136,44 @@ def _write(
         tl.store(k_pages + target, tl.load(k + at * k_stride + head * k_head_stride + lane, mask=real), mask=real)
     else:
         tl.store(v_pages + target, tl.load(v + at * v_stride + head * v_head_stride + lane, mask=real), mask=real)
+
+
+@triton.jit
+def _rotate_and_write(
+    q,
+    k,
+    v,
+    turned,
+    k_pages,
+    v_pages,
+    cos,
+    sin,
+    slots,
+    heads,
+    kv_heads,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """One row's queries where the second program number is 0, its keys where it is 1, its values where it is 2."""
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row) * kv_heads * D
+    if tl.program_id(1) == 0:
+        source, target = q + row * q_stride, turned + row * heads * D
+        turn(source, target, cos, sin, row, heads, q_head_stride, D, HALF, BLOCK_H, BLOCK_HALF, BLOCK_REST)
+    elif tl.program_id(1) == 1:
+        source, target = k + row * k_stride, k_pages + slot
+        turn(source, target, cos, sin, row, kv_heads, k_head_stride, D, HALF, BLOCK_H, BLOCK_HALF, BLOCK_REST)
+    else:
+        at = tl.arange(0, BLOCK_V)
+        value = tl.load(v + row * v_stride + at // D * v_head_stride + at % D, mask=at < kv_heads * D)
+        tl.store(v_pages + slot + at, value, mask=at < kv_heads * D)

@@ -279,14 +279,11 @@ class _Call:
             PAGE=self.pages.page_size,
             ONE_ROW=rows is None,
             ROWS=rows or 1,
-            BLOCK_M=tile.rows,
-            BLOCK_N=tile.keys,
+            **tile.constants,
             SPLITS=splits,
-            STAGES=tile.stages,
             CAUSAL=self.mask.is_causal,
             HAS_WINDOW=self.mask.window is not None,
             BIAS=self.bias.kind,
-            num_warps=tile.warps,
         )
 
 

@@ -17,7 +17,7 @@ def ones(*shape: int) -> Tensor:
     return torch.ones(shape, dtype=torch.bfloat16, requires_grad=True)
 
 
-@pytest.mark.parametrize(("chip", "width"), [(80, 4096), (90, 128), (90, 8192), ("gfx942", 4096)])
+@pytest.mark.parametrize(("chip", "width"), [(80, 128), (90, 8192)])
 def test_norms(chip: int | str, width: int) -> None:
     x, weight_M, bias_M = ones(3, width), ones(width), ones(width)
     with compiling_for(chip) as built:
@@ -27,14 +27,14 @@ def test_norms(chip: int | str, width: int) -> None:
     assert_lean(built, 6)
 
 
-@pytest.mark.parametrize(("chip", "activation"), [(80, "silu"), (90, "gelu"), (90, "gelu_new"), ("gfx942", "gelu")])
+@pytest.mark.parametrize(("chip", "activation"), [(90, "silu"), ("gfx942", "gelu")])
 def test_gated_act(chip: int | str, activation: str) -> None:
     with compiling_for(chip) as built:
         gated_act.on_triton(ones(3, 11008), ones(3, 11008), activation).sum().backward()
     assert_lean(built, 2)
 
 
-@pytest.mark.parametrize(("chip", "G", "D"), [(80, 2, 64), (90, 8, 128), (90, 32, 128), ("gfx942", 8, 128)])
+@pytest.mark.parametrize(("chip", "G", "D"), [(80, 2, 64), (90, 32, 128)])
 def test_page_write(chip: int | str, G: int, D: int) -> None:
     pages = page_write.new_pages(2, 16, G, D, dtype=torch.bfloat16, device=torch.device("cpu"))
     with compiling_for(chip) as built:

@@ -40,8 +40,7 @@ def test_groups(H: int, G: int) -> None:
     assert_same(draw((17, 40), H, G, 16), (17, 40), Mask.CAUSAL)
 
 
-@pytest.mark.parametrize("D", [8, 60, 64, 128])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("D", "dtype"), [(8, torch.bfloat16), (60, torch.float16), (128, torch.bfloat16)], ids=str)
 def test_head_widths(D: int, dtype: torch.dtype) -> None:
     assert_same(draw((17, 40), 2, 1, D, dtype), (17, 40), Mask.CAUSAL)
 
@@ -51,8 +50,7 @@ def test_keys_of_another_packing() -> None:
     assert_same([q_THD, k_KGD, v_KGD], (5, 40, 1), Mask.FULL, Packing((33, 2, 65)))
 
 
-@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.FULL], ids=str)
-@pytest.mark.parametrize("reach", [20, 128])
+@pytest.mark.parametrize(("mask", "reach"), [(Mask.CAUSAL, 128), (Mask.FULL, 20)], ids=str)
 def test_a_learned_bias_and_its_gradient(mask: Mask, reach: int) -> None:
     lens, table_BH = (5, 100), torch.randn(32, 2, requires_grad=True)
 
@@ -83,14 +81,13 @@ def described(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, mask: Mask, 
     return attend(q, k, v, added, Call(layout, mask, scale, added.kind, added.reach, has_descriptors=True))
 
 
-@masks
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_tiles_fetched_through_descriptors(mask: Mask, dtype: torch.dtype) -> None:
-    lens, bias = (3, 100, 41), Alibi(torch.tensor([0.5, 0.1]))
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.FULL], ids=str)
+def test_tiles_fetched_through_descriptors(mask: Mask) -> None:
+    lens, bias = (3, 70, 41), Alibi(torch.tensor([0.5, 0.1]))
     kernel, plain = (
         lambda *of, op=op: op(*of, Packing(lens), mask=mask, scale=0.3, bias=bias) for op in (described, reference)
     )
-    assert_agrees(kernel, plain, draw(lens, 2, 1, 16, dtype))
+    assert_agrees(kernel, plain, draw(lens, 2, 1, 16, torch.bfloat16))
 
 
 def test_descriptors_need_heads_side_by_side_on_16_byte_borders() -> None:
@@ -102,7 +99,7 @@ def test_descriptors_need_heads_side_by_side_on_16_byte_borders() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*NaN:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
-@masks
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.FULL], ids=str)
 def test_sequences_do_not_see_each_other(mask: Mask) -> None:
     q, k, v = (x.detach() for x in draw((40, 33), 2, 1, 16))
     before = on_triton(q, k, v, Packing((40, 33)), mask=mask, scale=0.3)

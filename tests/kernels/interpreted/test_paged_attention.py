@@ -11,7 +11,7 @@ from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.paged_attention import PageTable, on_triton, reference
 
 batches = pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-LONG = [(1, 1), (1, 700), (1, 33), (2, 65)]
+LONG = [(1, 1), (1, 600), (1, 33), (2, 65)]
 
 
 def assert_same(world: World, mask: Mask, bias: Bias | None = None) -> None:
@@ -26,28 +26,25 @@ def test_masks(batch: list[tuple[int, int]], mask: Mask) -> None:
     assert_same(draw(batch, 4, 2, 16, torch.float32), mask)
 
 
-@batches
-@pytest.mark.parametrize(("H", "G"), [(3, 3), (7, 1), (14, 2), (40, 1)], ids=str)
-def test_groups(batch: list[tuple[int, int]], H: int, G: int) -> None:
-    assert_same(draw(batch, H, G, 16, torch.float32), Mask.CAUSAL)
+@pytest.mark.parametrize(("H", "G"), [(3, 3), (14, 2), (40, 1)], ids=str)
+def test_groups(H: int, G: int) -> None:
+    assert_same(draw(BATCHES["mixed"], H, G, 16, torch.float32), Mask.CAUSAL)
 
 
-@pytest.mark.parametrize("D", [8, 60, 64, 96, 128, 256])
+@pytest.mark.parametrize("D", [8, 60, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_head_widths(D: int, dtype: torch.dtype) -> None:
     assert_same(draw(BATCHES["mixed"], 4, 2, D, dtype), Mask.CAUSAL)
 
 
 @pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask(window=300), Mask.FULL], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_splits_of_long_and_short_sequences(mask: Mask, dtype: torch.dtype) -> None:
-    assert_same(draw(LONG, 4, 2, 16, dtype), mask)
+def test_splits_of_long_and_short_sequences(mask: Mask) -> None:
+    assert_same(draw(LONG, 2, 1, 16, torch.bfloat16), mask)
 
 
 @pytest.mark.parametrize("kind", ["relative", "alibi"])
-@pytest.mark.parametrize("batch", [BATCHES["mixed"], LONG], ids=["mixed", "long"])
-def test_biases(kind: str, batch: list[tuple[int, int]]) -> None:
-    world = draw(batch, 4, 2, 16, torch.float32)
+def test_biases(kind: str) -> None:
+    world = draw(BATCHES["mixed"], 4, 2, 16, torch.float32)
     bias = Alibi(torch.rand(4)) if kind == "alibi" else RelativeBias(torch.randn(32, 4), 20, is_bidirectional=False)
     assert_same(world, Mask.CAUSAL, bias)
 

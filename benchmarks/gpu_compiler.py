@@ -1,7 +1,8 @@
 """A Triton driver for a chip that is not there: kernels are compiled as a launch would, inspected, and not run.
 
 Real launch code meets it, so what is inspected is what that chip would be given: the same signature, alignment,
-constants and sizes. A kernel that needs more shared memory than the chip has is refused by Triton's own check.
+constants and sizes. A kernel that needs more shared memory than the chip has is refused by Triton's own check. For
+tests and for the table of docs/kernels.md.
 """
 
 import itertools
@@ -15,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -92,10 +92,13 @@ def compiling_for(arch: int | str) -> Iterator[list[Built]]:
         kernel = fn.jit_function.device_caches[driver.device][0][key]
         driver.built.append(_inspected(kernel, arch))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton.runtime.driver, "_active", driver)
-        patch.setattr(triton.knobs.runtime, "jit_post_compile_hook", note)
+    active, triton.runtime.driver._active = triton.runtime.driver._active, driver
+    triton.knobs.runtime.jit_post_compile_hook = note
+    try:
         yield driver.built
+    finally:
+        triton.runtime.driver._active = active
+        triton.knobs.runtime.jit_post_compile_hook = None
 
 
 def _inspected(kernel: Any, arch: int | str) -> Built:
