@@ -1,6 +1,6 @@
 """Compile every variant of every kernel for chips that are not there and print what each needs (docs/kernels.md).
 
-    python benchmarks/kernel_resources.py [--chip 80 --chip 90 --chip gfx942]
+    python benchmarks/kernel_resources.py [--chip 80 --chip 90 --chip gfx942] [--only packed]
 
 Ends with an error where a variant spills registers, misses the instructions its chip has for it, or does not fit.
 """
@@ -136,7 +136,7 @@ def complaint(chip: int | str, variant: str, kernel: Built) -> str | None:
     """What is wrong with a compiled kernel."""
     if kernel.spills:
         return "spills"
-    is_matmul = kernel.name in ("_attend", "_forward", "_query_gradients", "_key_gradients") and "paged" in variant
+    is_matmul = variant.startswith(("packed", "paged", "token_logprobs")) and kernel.name != "_join"
     if isinstance(chip, int) and is_matmul and "float32" not in variant and not kernel.count(r"\bHG?MMA\b"):
         return "no matmul instruction"
     return None
@@ -145,12 +145,16 @@ def complaint(chip: int | str, variant: str, kernel: Built) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chip", action="append", default=[])
-    chips = [int(chip) if chip.isdigit() else chip for chip in parser.parse_args().chip] or [80, 90, "gfx942"]
+    parser.add_argument("--only", default="", help="variants whose name begins so")
+    asked = parser.parse_args()
+    chips = [int(chip) if chip.isdigit() else chip for chip in asked.chip] or [80, 90, "gfx942"]
     print("| chip | variant | kernel | registers | spills | shared KiB | HGMMA | HMMA | TMA | cp.async 16 |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     wrong = []
     for chip in chips:
         for variant in (*row_kernels(), *vocabulary_kernels(), *packed(), *paged()):
+            if not variant.name.startswith(asked.only):
+                continue
             with compiling_for(chip) as built:
                 variant.run()
             for kernel in built:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
 from trefoil_kernels.launch import launch, row_tile, runs_triton
-from trefoil_kernels.rotary import rotary, turn, turn_constants
+from trefoil_kernels.rotary import Turn, rotary, turn, turn_constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ def on_triton(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> No
 
 
 def rotary_page_write(
-    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: tuple[Tensor, Tensor], slots_T: Tensor
+    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: Turn, slots_T: Tensor
 ) -> Tensor:
-    """The queries turned by `angles` (cos, sin: float32 [T, R/2]); keys, turned too, and values to their slots."""
+    """The queries turned by `angles`; keys, turned too, and values to their slots."""
     if not runs_triton(q_THD):
         page_write(pages, rotary(k_TGD, *angles), v_TGD, slots_T)
         return rotary(q_THD, *angles)
@@ -82,7 +82,7 @@ def rotary_page_write(
 
 
 def rotary_on_triton(
-    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: tuple[Tensor, Tensor], slots_T: Tensor
+    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: Turn, slots_T: Tensor
 ) -> Tensor:
     """By the kernel below."""
     q_THD, k_TGD, v_TGD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))

@@ -16,6 +16,9 @@ from torch import Tensor
 from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
 from trefoil_kernels.launch import launch, runs_triton
 
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of each row's angles, float32 [T, R/2] each."""
+
 
 def rotary(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """Turn each head's first R = 2 * `cos_TR`.shape[1] numbers by the row's angles (both tables float32 [T, R/2])."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from trefoil_kernels.launch import launch, runs_triton
 
 BLOCK = 4096
+LOWEST = tl.constexpr(-3.0e38)
 
 
 def reference(
@@ -27,7 +28,7 @@ def reference(
     greedy_N = logits_NV.argmax(-1)
     heat_N1 = torch.where(temperature_N > 0, temperature_N, 1.0)[:, None]
     weights_NV = ((logits_NV - logits_NV.amax(-1, keepdim=True)) / heat_N1).exp()
-    sorted_NV, order_NV = weights_NV.sort(-1, descending=True, stable=True)
+    sorted_NV, order_NV = weights_NV.sort(dim=-1, descending=True, stable=True)
     rank_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)
     kept_NV = sorted_NV >= min_p_N[:, None]
     kept_NV &= (rank_V < top_k_N[:, None]) | (top_k_N == 0)[:, None]
@@ -69,12 +70,13 @@ def _sample(logits, temperatures, top_ks, top_ps, min_ps, uniforms, ids, stride,
     column = tl.arange(0, BLOCK)
     peak, best = -float("inf"), 0
     for start in range(0, vocab, BLOCK):
-        x = tl.load(logits + start + column, mask=start + column < vocab, other=-float("inf"))
+        x = tl.load(logits + start + column, mask=start + column < vocab, other=LOWEST)
+        x = tl.maximum(x, LOWEST)  # the search for the place of the largest multiplies
         height, place = tl.max(x, 0, return_indices=True)
         best = tl.where(height > peak, start + place, best)
         peak = tl.maximum(peak, height)
     if temperature <= 0.0:
-        tl.store(ids + row, best.to(tl.int64))
+        tl.store(ids + row, best)
         return
     limit = 0x7F800000  # of the distance's bits; infinity keeps all
     if top_k > 0:
@@ -94,7 +96,7 @@ def _sample(logits, temperatures, top_ks, top_ps, min_ps, uniforms, ids, stride,
         last = tl.maximum(last, tl.max(tl.where(is_kept & (weight > 0.0), start + column, 0), 0))
         total += tl.sum(weight, 0)
     # rounding can leave the target just above the last sum
-    tl.store(ids + row, tl.where(chosen < vocab, chosen, last).to(tl.int64))
+    tl.store(ids + row, tl.where(chosen < vocab, chosen, last))
 
 
 @triton.jit

@@ -40,7 +40,7 @@ def logits(num: int, vocab: int) -> Tensor:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_sample_matches_reference(case: tuple[float, int, float, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "BLOCK", 128)
-    args = logits(9, 300), *parameters(case, 9)
+    args = logits(3, 200), *parameters(case, 3)
     assert torch.equal(sample(*args), reference(*args))
 
 
@@ -55,7 +55,7 @@ def test_rows_are_drawn_one_by_one() -> None:
 
 
 def test_forbidden_ids_are_never_drawn() -> None:
-    x_NV = logits(20, 33).index_fill(1, torch.arange(0, 33, 2), -torch.inf)
-    assert (sample(x_NV, *parameters(CASES["hot"], 20)) % 2 == 1).all()
+    x_NV = logits(5, 33).index_fill(1, torch.arange(0, 33, 2), -torch.inf)
+    assert (sample(x_NV, *parameters(CASES["hot"], 5)) % 2 == 1).all()
     uniform_N = torch.tensor([0.0, 1.0 - 2**-24])
     assert (sample(x_NV[:2], *parameters(CASES["plain"], 2)[:4], uniform_N) % 2 == 1).all()

@@ -1,0 +1,90 @@
+"""The kernels on a GPU: cases of the interpreter again, larger and in bfloat16.
+
+Attention without a bias, RMSNorm, rotary, page writes and log-probabilities have theirs beside their other tests, whose
+doors lead to the kernels there.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from closeness import assert_agrees, assert_close
+from trefoil_kernels import gated_act, layer_norm, packed_attention, rms_norm, rotary, sample
+from trefoil_kernels.bias import Alibi, RelativeBias
+from trefoil_kernels.masks import Mask
+from trefoil_kernels.packed_attention import Packing
+from trefoil_kernels.page_write import new_pages, rotary_page_write
+
+pytestmark = pytest.mark.gpu
+
+
+def draw(device: str, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(device, torch.bfloat16).requires_grad_()
+
+
+@pytest.mark.parametrize("width", [64, 896, 4096, 8192])
+def test_norms(width: int, gpu: str) -> None:
+    x, residual, weight_M, bias_M = draw(gpu, 777, width), draw(gpu, 777, width), draw(gpu, width), draw(gpu, width)
+    assert_agrees(lambda *of: rms_norm.rms_norm(*of, 1e-5), lambda *of: rms_norm.reference(*of, 1e-5), [x, weight_M])
+    normed, summed = rms_norm.add_rms_norm(x, residual, weight_M, 1e-5)
+    assert torch.equal(summed, x + residual)
+    assert_close(normed, rms_norm.reference(summed, weight_M, 1e-5))
+    layer, plain = (lambda *of, op=op: op(*of, 1e-5) for op in (layer_norm.layer_norm, layer_norm.reference))
+    assert_agrees(layer, plain, [x, weight_M, bias_M])
+
+
+@pytest.mark.parametrize("activation", gated_act.ACTIVATIONS)
+def test_gated_act(activation: str, gpu: str) -> None:
+    kernel, plain = (lambda *of, op=op: op(*of, activation) for op in (gated_act.gated_act, gated_act.reference))
+    assert_agrees(kernel, plain, [draw(gpu, 777, 11008), draw(gpu, 777, 11008)])
+
+
+@pytest.mark.parametrize("D", [60, 64, 128])
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.FULL], ids=str)
+@pytest.mark.parametrize("kind", ["relative", "alibi"])
+def test_packed_attention_with_a_bias(D: int, mask: Mask, kind: str, gpu: str) -> None:
+    packing, table_BH = Packing((5, 1111, 0, 170)), draw(gpu, 32, 4)
+    alibi = Alibi(torch.rand(4, device=gpu))
+
+    def run(op: object) -> object:
+        def biased(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+            relative = RelativeBias(table, 128, is_bidirectional=not mask.is_causal)
+            bias = alibi if kind == "alibi" else relative
+            out = op(q, k, v, packing, mask=mask, scale=D**-0.5, bias=bias)
+            return out + 0 * table.sum().to(out.dtype)
+
+        return biased
+
+    inputs = [*(draw(gpu, 1286, heads, D) for heads in (4, 2, 2)), table_BH]
+    assert_agrees(run(packed_attention.packed_attention), run(packed_attention.reference), inputs)
+
+
+def test_keys_of_another_packing(gpu: str) -> None:
+    packing, keys = Packing((100, 1, 777)), Packing((333, 2, 1111))
+    kernel, plain = (
+        lambda *of, op=op: op(*of, packing, mask=Mask.FULL, scale=0.1, keys=keys)
+        for op in (packed_attention.packed_attention, packed_attention.reference)
+    )
+    assert_agrees(kernel, plain, [draw(gpu, 878, 8, 128), draw(gpu, 1446, 2, 128), draw(gpu, 1446, 2, 128)])
+
+
+def test_turned_keys_go_to_their_slots(gpu: str) -> None:
+    pages = new_pages(64, 16, 8, 128, dtype=torch.bfloat16, device=torch.device(gpu))
+    slots_T = torch.randperm(1024, device=gpu)[:777]
+    angles_TR = torch.arange(777, device=gpu)[:, None] * 10000.0 ** -(torch.arange(64, device=gpu) / 64)
+    angles = angles_TR.cos(), angles_TR.sin()
+    q_THD, k_TGD, v_TGD = (draw(gpu, 777, heads, 128).detach() for heads in (32, 8, 8))
+    turned_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, angles, slots_T)
+    assert_close(turned_THD, rotary.reference(q_THD, *angles))
+    assert_close(pages.k_PSGD.flatten(0, 1)[slots_T], rotary.reference(k_TGD, *angles))
+    assert torch.equal(pages.v_PSGD.flatten(0, 1)[slots_T], v_TGD)
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p", "min_p"), [(0, 0, 1, 0), (1, 0, 1, 0), (0.7, 50, 0.9, 0.01)])
+def test_sample(temperature: float, top_k: int, top_p: float, min_p: float, gpu: str) -> None:
+    logits_NV = 3 * draw(gpu, 99, 128256).detach().float() + torch.rand(99, 128256, device=gpu)  # no two alike
+    columns = [torch.full((99,), float(x), device=gpu) for x in (temperature, top_k, top_p, min_p)]
+    columns = [columns[0], columns[1].int(), *columns[2:], torch.rand(99, device=gpu)]
+    same = sample.sample(logits_NV, *columns) == sample.reference(logits_NV, *columns)
+    assert same.float().mean() > 0.97  # float32 sums of 128,256 weights may land beside the reference's
