@@ -8,6 +8,7 @@ import torch
 
 from trefoil import wire
 from trefoil.engine.generator import Generator
+from trefoil.engine.graphs import Capture
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.startup import build_generator
 from trefoil_models import checkpoint
@@ -22,6 +23,7 @@ def generator(
     rows: int = 64,
     prefix_caching: bool = True,
     never: Sequence[int] = (),
+    capture: Capture | None = None,
 ) -> Generator:
     """A float32 engine without a process."""
     model = checkpoint.load(folder, dtype=torch.float32)
@@ -34,6 +36,7 @@ def generator(
         max_num_batched_tokens=rows,
         prefix_caching=prefix_caching,
         never=list(never),
+        capture=capture,
     )
 
 

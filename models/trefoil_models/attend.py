@@ -15,6 +15,7 @@ from torch import Tensor
 from trefoil_kernels.bias import Bias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing, packed_attention
+from trefoil_kernels.rotary import Turn, rotary
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,12 @@ class Attend(Protocol):
         mask: Mask,
         scale: float,
         bias: Bias | None = None,
+        turn: Turn | None = None,
     ) -> Tensor:
-        """Each row's attention over its own sequence up to what the mask lets it see, [T, H, D]."""
+        """Each row's attention over its own sequence up to what the mask lets it see, [T, H, D].
+
+        With `turn`, queries and keys are turned by these rotary angles first.
+        """
         ...
 
     def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:
@@ -86,7 +91,10 @@ class PackedAttend:
         mask: Mask,
         scale: float,
         bias: Bias | None = None,
+        turn: Turn | None = None,
     ) -> Tensor:
+        if turn is not None:
+            q_THD, k_TGD = rotary(q_THD, *turn), rotary(k_TGD, *turn)
         return packed_attention(q_THD, k_TGD, v_TGD, self.packing, mask=mask, scale=scale, bias=bias)
 
     def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
-from trefoil_kernels.rotary import rotary
+from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken
@@ -130,12 +130,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.eps) if config.has_qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.eps) if config.has_qk_norm else nn.Identity()
 
-    def forward(self, x_TM: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         q_THD = self.q_norm(self.q_proj(x_TM).unflatten(-1, (-1, self.head_dim)))
         k_TGD = self.k_norm(self.k_proj(x_TM).unflatten(-1, (-1, self.head_dim)))
         v_TGD = self.v_proj(x_TM).unflatten(-1, (-1, self.head_dim))
-        q_THD, k_TGD = rotary(q_THD, *turn), rotary(k_TGD, *turn)
-        out_THD = attend.own(self.site, q_THD, k_TGD, v_TGD, mask=self.mask, scale=self.head_dim**-0.5)
+        scale = self.head_dim**-0.5
+        out_THD = attend.own(self.site, q_THD, k_TGD, v_TGD, mask=self.mask, scale=scale, turn=turn)
         return self.o_proj(out_THD.flatten(1))
 
 
@@ -149,7 +149,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.eps)
         self.mlp = GatedMLP(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
 
-    def forward(self, x_TM: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         out_TM = self.self_attn(self.input_layernorm(x_TM), turn, attend)
         normed_TM, x_TM = self.post_attention_layernorm.after(out_TM, x_TM)
         return x_TM + self.mlp(normed_TM)

@@ -8,8 +8,9 @@ from torch import Tensor
 from trefoil_kernels.bias import Bias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
-from trefoil_kernels.page_write import Pages, page_write
+from trefoil_kernels.page_write import Pages, page_write, rotary_page_write
 from trefoil_kernels.paged_attention import PageTable, paged_attention
+from trefoil_kernels.rotary import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,14 @@ class PagedAttend:
         mask: Mask,
         scale: float,
         bias: Bias | None = None,
+        turn: Turn | None = None,
     ) -> Tensor:
-        page_write(self.pages[site], k_TGD, v_TGD, self.slots_T)
-        return paged_attention(q_THD, self.pages[site], self.table, self.packing, mask=mask, scale=scale, bias=bias)
+        pages = self.pages[site]
+        if turn is None:
+            page_write(pages, k_TGD, v_TGD, self.slots_T)
+        else:
+            q_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, turn, self.slots_T)
+        return paged_attention(q_THD, pages, self.table, self.packing, mask=mask, scale=scale, bias=bias)
 
     def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:
         assert self.sources is not None, "a decoder remembers no encoder"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trefoil.engine.adapters import Adapters
 from trefoil.engine.beams import Beams, Branch, grow_all
+from trefoil.engine.graphs import Capture, DecodeGraphs, graph_sizes
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.paged_attend import PagedAttend
 from trefoil.engine.sampler import Pick, Sampler, token_scores
@@ -34,13 +35,23 @@ class Picks:
 class Runner:
     """Owns the weights, the pages and the input buffers of one engine."""
 
-    def __init__(self, model: Model, memory: MemoryPlan, *, max_rows: int, max_num_seqs: int, never: Seq[int]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        memory: MemoryPlan,
+        *,
+        max_rows: int,
+        max_num_seqs: int,
+        never: Seq[int],
+        capture: Capture | None = None,
+    ) -> None:
+        """With `capture`, decode steps run as graphs; a page more than planned is theirs."""
         weight = model.lm_head.weight
         self._model = model
         self.adapters = Adapters(model)
         self._pages = [
             new_pages(
-                memory.num_pages,
+                memory.num_pages + (capture is not None),
                 memory.page_size,
                 site.kv_heads,
                 site.head_dim,
@@ -56,14 +67,18 @@ class Runner:
             max_source_pages=-(-memory.max_source_len // memory.page_size),
             page_size=memory.page_size,
             device=weight.device,
+            spare_page=memory.num_pages,
         )
         self._sampler = Sampler(never=never, device=weight.device)
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=weight.device)
+        self._graphs = capture and self._captured(capture, min(max_num_seqs, max_rows))
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Picks:
         """Encode the plan's inputs, compute its rows, copy its pages, choose its tokens."""
         self._copy(plan.first_copies)
+        if self._graphs is not None and self._graphs.can_run(plan):
+            return self._replay(self._graphs, plan)
         rows, attend = self._inputs.build(plan, self._pages)
         if plan.encodes:
             self._encode(plan.encodes, attend)
@@ -74,11 +89,8 @@ class Runner:
         takers = [(taker, starts[n + 1] - 1) for n, chunk in enumerate(plan.chunks) for taker in chunk.takers]
         at = torch.tensor([row for _, row in takers], dtype=torch.int64, device=hidden_TM.device)
         logits_NV = self._model.lm_head.logits(hidden_TM[at]).float()
-        alone = [n for n, (taker, _) in enumerate(takers) if taker.beams is None]
-        searching = [n for n, (taker, _) in enumerate(takers) if taker.beams is not None]
         return Picks(
-            self._sampler.choose(_rows(logits_NV, alone), [takers[n][0] for n in alone]),
-            list(grow_all(_rows(logits_NV, searching), [takers[n][0] for n in searching], self._never)),
+            *self._choose(logits_NV, [taker for taker, _ in takers]),
             [
                 (chunk.sequence, self._prompt_scores(chunk, hidden_TM[starts[n] : starts[n + 1]]))
                 for n, chunk in enumerate(plan.chunks)
@@ -91,6 +103,25 @@ class Runner:
         sources = [sequence.source for sequence in sequences]
         with self.adapters.chosen([sequence.slot for sequence in sequences for _ in sequence.source]):
             cast(EncoderDecoder, self._model).encode(*packed_rows(sources, attend.slots_T.device), attend)
+
+    @torch.inference_mode()
+    def _captured(self, capture: Capture, most: int) -> DecodeGraphs:
+        return DecodeGraphs(self._model, self._inputs, self._pages, sizes=graph_sizes(most), capture=capture)
+
+    def _replay(self, graphs: DecodeGraphs, plan: Plan) -> Picks:
+        logits_NV = graphs.logits(plan)
+        self._copy(plan.copies)
+        takers = [(taker, n) for n, chunk in enumerate(plan.chunks) for taker in chunk.takers]
+        if len(takers) != len(logits_NV):
+            logits_NV = logits_NV[torch.tensor([n for _, n in takers], dtype=torch.int64, device=logits_NV.device)]
+        return Picks(*self._choose(logits_NV, [taker for taker, _ in takers]), [])
+
+    def _choose(self, logits_NV: Tensor, takers: Seq[Sequence]) -> tuple[list[Pick], list[tuple[Beams, list[Branch]]]]:
+        """A token for each who takes one alone, and what each search grows to."""
+        alone = [n for n, taker in enumerate(takers) if taker.beams is None]
+        searching = [n for n, taker in enumerate(takers) if taker.beams is not None]
+        grown = grow_all(_rows(logits_NV, searching), [takers[n] for n in searching], self._never)
+        return self._sampler.choose(_rows(logits_NV, alone), [takers[n] for n in alone]), list(grown)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:

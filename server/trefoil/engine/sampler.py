@@ -14,6 +14,8 @@ from torch import Tensor
 
 from trefoil.engine.sequence import Sequence
 from trefoil.wire import SamplingParams, TokenScore
+from trefoil_kernels.launch import runs_triton
+from trefoil_kernels.sample import sample
 
 GREEDY_BELOW = 1e-5
 CANDIDATES = 1024
@@ -42,10 +44,8 @@ class Sampler:
         adjusted_NV = logits_NV.index_fill(1, self._never, -torch.inf)
         for logits_V, taker in zip(adjusted_NV, takers, strict=True):
             adjust(logits_V, taker)
-        tokens = adjusted_NV.argmax(-1).tolist()
-        for n, taker in enumerate(takers):
-            if taker.params.temperature >= GREEDY_BELOW:
-                tokens[n] = draw(adjusted_NV[n], taker.params, taker.random.random())
+        choose = _on_device if runs_triton(adjusted_NV) else _on_host
+        tokens = choose(adjusted_NV, takers)
         scores = self._scores(logits_NV, takers, tokens)
         return [Pick(taker, token, score) for taker, token, score in zip(takers, tokens, scores, strict=True)]
 
@@ -55,6 +55,37 @@ class Sampler:
             if taker.params.logprobs is not None:
                 (scores[n],) = token_scores(logits_NV[n : n + 1], [tokens[n]], taker.params.logprobs)
         return scores
+
+
+def _on_host(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
+    tokens: list[int] = adjusted_NV.argmax(-1).tolist()
+    for n, taker in enumerate(takers):
+        if taker.params.temperature >= GREEDY_BELOW:
+            tokens[n] = draw(adjusted_NV[n], taker.params, taker.random.random())
+    return tokens
+
+
+def _on_device(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
+    """All rows by one kernel and one wait; rows that ask for typical-p, which it does not know, once more by `draw`."""
+    is_greedy = [taker.params.temperature < GREEDY_BELOW for taker in takers]
+    uniforms = [0.0 if greedy else taker.random.random() for greedy, taker in zip(is_greedy, takers, strict=True)]
+    columns = [
+        (
+            0.0 if greedy else taker.params.temperature,
+            taker.params.top_k,
+            taker.params.top_p,
+            taker.params.min_p,
+            uniform,
+        )
+        for greedy, taker, uniform in zip(is_greedy, takers, uniforms, strict=True)
+    ]
+    on_host = torch.tensor(columns, dtype=torch.float32, pin_memory=adjusted_NV.is_cuda).T.contiguous()
+    temperature_N, top_k_N, top_p_N, min_p_N, uniform_N = on_host.to(adjusted_NV.device, non_blocking=True)
+    tokens: list[int] = sample(adjusted_NV, temperature_N, top_k_N.int(), top_p_N, min_p_N, uniform_N).tolist()
+    for n, taker in enumerate(takers):
+        if taker.params.typical_p < 1 and not is_greedy[n]:
+            tokens[n] = draw(adjusted_NV[n], taker.params, uniforms[n])
+    return tokens
 
 
 def token_scores(logits_RV: Tensor, tokens: Seq[int], num_top: int) -> list[TokenScore]:

@@ -10,12 +10,14 @@ import torch
 from trefoil import wire
 from trefoil.engine.engine import Engine, TwoSided
 from trefoil.engine.generator import Generator
+from trefoil.engine.graphs import Capture, CudaCapture
 from trefoil.engine.memory import MemoryPlan, free_bytes, plan_memory
 from trefoil.engine.one_pass import OnePass
 from trefoil.engine.pages import PagePool
 from trefoil.engine.runner import Runner
 from trefoil.engine.scheduler import Scheduler, Totals
 from trefoil.engine.tasks import tasks_of
+from trefoil_kernels import paged_attention
 from trefoil_kernels.cpu.library import native
 from trefoil_kernels.linear import has_bf16_products
 from trefoil_models import checkpoint
@@ -75,6 +77,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         max_num_batched_tokens=spec.max_num_batched_tokens,
         prefix_caching=spec.prefix_caching,
         never=never_chosen(model.config.vocab_size, tokenizer),
+        capture=_capture(model, device),
     )
     _load_adapters(generator, spec.adapters)
     warm_up(generator)
@@ -91,11 +94,19 @@ def build_generator(
     max_num_batched_tokens: int,
     prefix_caching: bool,
     never: list[int],
+    capture: Capture | None = None,
 ) -> Generator:
-    """Put a loaded model on pages."""
+    """Put a loaded model on pages; with `capture`, its decode steps run as graphs."""
     pool = PagePool(memory.num_pages, memory.page_size)
     scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens, prefix_caching)
-    runner = Runner(model, memory, max_rows=max_num_batched_tokens, max_num_seqs=max_num_seqs, never=never)
+    runner = Runner(
+        model,
+        memory,
+        max_rows=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        never=never,
+        capture=capture,
+    )
     return Generator(
         scheduler,
         runner,
@@ -112,6 +123,17 @@ def _load_adapters(generator: Generator, folders: Mapping[str, str]) -> None:
             generator.runner.adapters.load(name, Path(folder), busy=())
         except CheckpointError as error:
             raise CheckpointError(f"--lora {name}: {error}") from error
+
+
+def _capture(model: checkpoint.Model, device: torch.device) -> Capture | None:
+    """Graphs on a CUDA device, for decoders whose every site the paged kernel takes."""
+    is_covered = all(paged_attention.is_covered(site.head_dim, 1) for site in model.sites)
+    if device.type != "cuda":
+        return None
+    if model.kind != "decoder" or not is_covered:
+        log.info("no_graphs", kind=model.kind, why="decode steps of this model launch kernel by kernel")
+        return None
+    return CudaCapture()
 
 
 def never_chosen(vocab_size: int, tokenizer: Tokenizer) -> list[int]:

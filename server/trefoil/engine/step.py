@@ -32,11 +32,15 @@ class Buffer:
         """The part on the device, after a copy that does not wait."""
         if self._device is not self._host:
             self._device[part].copy_(self._host[part], non_blocking=True)
+        return self.part(*part)
+
+    def part(self, *part: slice) -> Tensor:
+        """The part on the device as it is."""
         return self._device[part]
 
 
 class StepInputs:
-    """The static buffers of one engine."""
+    """The static buffers of one engine. `spare_page` is one that no sequence has."""
 
     def __init__(
         self,
@@ -47,8 +51,9 @@ class StepInputs:
         page_size: int,
         device: torch.device,
         max_source_pages: int = 0,
+        spare_page: int = 0,
     ) -> None:
-        self._page_size = page_size
+        self._page_size, self._spare_page = page_size, spare_page
         self._ids, self._positions, self._prompt_lens, self._slots = (Buffer((max_rows,), device) for _ in range(4))
         self._device = device
         self._table, self._lens = Buffer((max_sequences, max_pages), device), Buffer((max_sequences,), device)
@@ -59,17 +64,7 @@ class StepInputs:
 
     def build(self, plan: Plan, pages: Seq[Pages]) -> tuple[Rows, PagedAttend]:
         """Fill the buffers for a plan and send them."""
-        row, widest = 0, 1
-        for n, chunk in enumerate(plan.chunks):
-            self._fill_rows(slice(row, row + chunk.num_rows), chunk.sequence.ids, chunk.start, chunk.end)
-            self._prompt_lens.fill[row : row + chunk.num_rows] = chunk.sequence.prompt_len
-            own = np.array(chunk.sequence.pages[: -(-chunk.end // self._page_size)], dtype=np.int64)
-            self._table.fill[n, : len(own)] = own
-            self._lens.fill[n] = chunk.end
-            at = self._positions.fill[row : row + chunk.num_rows]
-            self._slots.fill[row : row + chunk.num_rows] = own[at // self._page_size] * self._page_size
-            self._slots.fill[row : row + chunk.num_rows] += at % self._page_size
-            row, widest = row + chunk.num_rows, max(widest, len(own))
+        row, widest = self._fill(plan)
         rows, sequences = slice(0, row), slice(0, len(plan.chunks))
         table = PageTable(
             self._table.sent(sequences, slice(0, widest)),
@@ -107,6 +102,48 @@ class StepInputs:
                 np.array(sequence.source_pages)[at // self._page_size] * self._page_size + at % self._page_size
             )
         return torch.from_numpy(np.concatenate(slots)).to(self._device)
+
+    def padded(self, size: int, pages: Seq[Pages]) -> tuple[Rows, PagedAttend]:
+        """The parts of the buffers that `send_padded` fills, for `size` sequences of one row each.
+
+        The table is at its full width, and its lengths are known on the device only.
+        """
+        rows = slice(0, size)
+        widest = self._table.fill.shape[1]
+        table = PageTable(self._table.part(rows), self._lens.part(rows), (widest * self._page_size,) * size)
+        attend = PagedAttend(pages, self._slots.part(rows), table, Packing((1,) * size))
+        return Rows(self._ids.part(rows), self._positions.part(rows), self._prompt_lens.part(rows)), attend
+
+    def send_padded(self, plan: Plan, size: int) -> None:
+        """Fill the buffers for a plan of one-row chunks and send them; rows beyond it lie in the last of all pages."""
+        self._fill(plan)
+        rest = slice(len(plan.chunks), size)
+        for buffer, value in (
+            (self._ids, 0),
+            (self._positions, 0),
+            (self._prompt_lens, 1),
+            (self._slots, self._spare_page * self._page_size),
+            (self._lens, 1),
+        ):
+            buffer.fill[rest] = value
+        self._table.fill[rest, 0] = self._spare_page
+        for buffer in (self._ids, self._positions, self._prompt_lens, self._slots, self._lens, self._table):
+            buffer.sent(slice(0, size))
+
+    def _fill(self, plan: Plan) -> tuple[int, int]:
+        """Rows filled, and the most pages that a sequence has."""
+        row, widest = 0, 1
+        for n, chunk in enumerate(plan.chunks):
+            self._fill_rows(slice(row, row + chunk.num_rows), chunk.sequence.ids, chunk.start, chunk.end)
+            self._prompt_lens.fill[row : row + chunk.num_rows] = chunk.sequence.prompt_len
+            own = np.array(chunk.sequence.pages[: -(-chunk.end // self._page_size)], dtype=np.int64)
+            self._table.fill[n, : len(own)] = own
+            self._lens.fill[n] = chunk.end
+            at = self._positions.fill[row : row + chunk.num_rows]
+            self._slots.fill[row : row + chunk.num_rows] = own[at // self._page_size] * self._page_size
+            self._slots.fill[row : row + chunk.num_rows] += at % self._page_size
+            row, widest = row + chunk.num_rows, max(widest, len(own))
+        return row, widest
 
     def _fill_rows(self, rows: slice, ids: list[int], start: int, end: int) -> None:
         self._ids.fill[rows] = ids[start:end]
