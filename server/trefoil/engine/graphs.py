@@ -32,7 +32,7 @@ class CudaCapture:
     """Captures into one memory pool; largest first, so that the smaller ones find room in it."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run) -> Run:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -40,17 +40,16 @@ def logits(num: int, vocab: int) -> Tensor:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_sample_matches_reference(case: tuple[float, int, float, float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "BLOCK", 128)
-    args = logits(3, 200), *parameters(case, 3)
+    args = logits(2, 200), *parameters(case, 2)
     assert torch.equal(sample(*args), reference(*args))
 
 
 def test_rows_are_drawn_one_by_one() -> None:
-    columns = [
-        torch.cat(same) for same in zip(*(parameters(case, 1, n) for n, case in enumerate(CASES.values())), strict=True)
-    ]
-    x_NV = logits(len(CASES), 70)
+    cases = [CASES[name] for name in ("greedy", "top-k", "plain")]
+    columns = [torch.cat(same) for same in zip(*(parameters(case, 1, 5) for case in cases), strict=True)]
+    x_NV = logits(len(cases), 70)
     together = sample(x_NV, *columns)
-    alone = [sample(x_NV[n : n + 1], *(x[n : n + 1] for x in columns)) for n in range(len(CASES))]
+    alone = [sample(x_NV[n : n + 1], *(x[n : n + 1] for x in columns)) for n in range(len(cases))]
     assert torch.equal(together, torch.cat(alone))
 
 
