@@ -25,6 +25,7 @@ from pathlib import Path
 from load import told
 from report import Record, Run, write_json
 from trefoil import wire
+from trefoil.engine.engine import TwoSided
 from trefoil.engine.generator import Generator
 from trefoil.engine.startup import start
 from trefoil.logs import configure_logs
@@ -75,7 +76,7 @@ def waste(held: Iterable[tuple[Sequence[int], int]], page_size: int) -> float | 
 def measure(spec: wire.EngineSpec, workload: Workload, *, num_warmups: int = 1, has_waste: bool = False) -> Run:
     """Start the engine as a server would, warm it up with other ids, and time the workload; answers become text."""
     folder, tokenizer = ModelFolder.read(Path(spec.folder)), Tokenizer.load(Path(spec.folder))
-    generator = start(spec, lambda message: None)
+    generator = generating(spec)
     stop_ids = () if workload.ignore_eos else folder.eos_ids
     warmup = replace(workload, num_prompts=num_warmups, output_len=Span(8, 8), request_rate=math.inf, content_seed=-1)
     drive(generator, warmup.requests() if num_warmups else [], workload.max_concurrency, stop_ids)
@@ -86,6 +87,13 @@ def measure(spec: wire.EngineSpec, workload: Workload, *, num_warmups: int = 1, 
     )
     duration_s = time.perf_counter() - started
     return Run(ledger.told(tokenizer), duration_s, workload.max_concurrency, watch.lines)
+
+
+def generating(spec: wire.EngineSpec) -> Generator:
+    """The side of a fresh engine that generates."""
+    engine = start(spec, lambda message: None)
+    assert isinstance(engine, TwoSided), "only models that generate are measured here"
+    return engine.generator
 
 
 def drive(

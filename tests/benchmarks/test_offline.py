@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import shapes
-from offline import drive, measure, spec_of, waste
+from offline import drive, measure, spec_of, waste, generating
 from trefoil import wire
 from trefoil.engine.generator import Generator
-from trefoil.engine.startup import start
 from trefoil_models import checkpoint
 from trefoil_models.model_folder import ModelFolder
 from trefoil_models.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ def spec(folder: Path) -> wire.EngineSpec:
 
 
 def generator(folder: Path) -> Generator:
-    return start(spec(folder), lambda message: None)
+    return generating(spec(folder))
 
 
 def test_the_shapes_have_the_sizes_they_are_named_for() -> None:
