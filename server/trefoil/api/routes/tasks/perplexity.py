@@ -85,15 +85,13 @@ async def _pseudo(fleet: Fleet, model: ServedModel, texts: list[str]) -> list[di
             raise RequestTooLong(len(encoding), 0, limit, param="inputs")
         if not encoding.rows_of(0):
             raise InvalidRequest("a text of at least one token is needed to score one", param="inputs")
-    asked = [_masked(model, encoding, row) for encoding in encodings for row in encoding.rows_of(0)]
-    said = iter(await model.engine.once(asked))
-    return [
-        _body(
-            encoding.tokens,
-            [None if text is None else float(numbers(next(said))[0, 0]) for text in encoding.texts],
-        )
-        for encoding in encodings
-    ]
+    return [await _pseudo_one(model, encoding) for encoding in encodings]
+
+
+async def _pseudo_one(model: ServedModel, encoding: Encoding) -> dict[str, Any]:
+    said = iter(await model.engine.once([_masked(model, encoding, row) for row in encoding.rows_of(0)]))
+    logprobs = [None if text is None else float(numbers(next(said))[0, 0]) for text in encoding.texts]
+    return _body(encoding.tokens, logprobs)
 
 
 def _masked(model: ServedModel, encoding: Encoding, row: int) -> wire.Once:

@@ -20,6 +20,7 @@ from trefoil.errors import InvalidRequest
 router = APIRouter(route_class=JsonRoute)
 
 DEFAULT_TEMPLATE = "This example is {}."
+MAX_PAIRS = 4096
 
 
 class Parameters(BaseModel):
@@ -55,6 +56,8 @@ async def classify(body: ZeroShotRequest, request: Request, models: Models, mode
         param = "hypothesis_template" if labels else "candidate_labels"
         raise InvalidRequest(f"{param} must name {'a place {}' if labels else 'a label'}", param=f"parameters.{param}")
     texts = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    if len(texts) * len(labels) > MAX_PAIRS:
+        raise InvalidRequest(f"texts times labels must be at most {MAX_PAIRS}", param="parameters.candidate_labels")
     pairs = [(text, template.replace("{}", label)) for text in texts for label in labels]
     encodings = await encode_all(models, served, pairs, cut="first", limit=text_limit(served))
     logits = np.stack(await answered(request, score(served, encodings, head="class")))
