@@ -68,9 +68,14 @@ class Tokenizer:
         parts = read_parts(folder)
         return cls(parts.backend, parts.roles, prefix=parts.prefix, template=parts.template, longest=parts.longest)
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether two texts can be encoded as a pair; no model with a prefix of ours was made for it."""
+        return self._prefix is None
+
     def encode(self, text: str, *, pair: str | None = None, add_special_tokens: bool = True) -> Encoding:
         """The text as tokens, with their places in it; those of a second text, of type 1, have their places in that."""
-        assert pair is None or self._prefix is None, "no model with a prefix of ours takes pairs"
+        assert pair is None or self.takes_pairs
         marked, marks = self._prefix.put(text) if self._prefix else (text, [])
         found = self._backend.encode(marked, pair, add_special_tokens=add_special_tokens)
         offsets = [(unmarked(start, marks), unmarked(end, marks)) for start, end in found.offsets]

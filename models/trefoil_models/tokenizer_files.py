@@ -1,16 +1,26 @@
 """A folder's tokenizer files, whichever kind it has, into the parts of a `Tokenizer`; imports no torch.
 
-Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or SentencePiece's `tokenizer.model`, or T5's `spiece.model`.
+Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or `vocab.txt`, or SentencePiece's `tokenizer.model`, or T5's `spiece.model`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from trefoil_models.encoder_tokenizers import (
+    ALBERT_ROLES,
+    ANGLE_ROLES,
+    SQUARE_ROLES,
+    albert,
+    frame_doubled,
+    frame_typed,
+    word_pieces,
+    xlm_roberta,
+)
 from trefoil_models.sentencepiece_model import DummyPrefix, SentencePieceModel, build
 
 # How Qwen2 cuts text before BPE (GPT-2's way, save that every digit stands alone and newlines stay with punctuation).
@@ -20,6 +30,7 @@ QWEN2_WORDS = (
 
 MOST_SENTINELS = 10_000
 NO_LIMIT = 1_000_000_000
+_Frame = Callable[[tokenizers.Tokenizer, tuple[str, int], tuple[str, int]], None]
 
 
 class TokenizerError(ValueError):
@@ -70,7 +81,8 @@ class _Config:
 
     @classmethod
     def read(cls, folder: Path) -> "_Config":
-        values = {**_json(folder, "special_tokens_map.json"), **_json(folder, "tokenizer_config.json")}
+        stated = {"tokenizer_class": _CLASSES.get(str(_json(folder, "config.json").get("model_type")))}
+        values = {**stated, **_json(folder, "special_tokens_map.json"), **_json(folder, "tokenizer_config.json")}
         listed = values.get("added_tokens_decoder")
         if isinstance(listed, Mapping):
             return cls(values, {_place(place): _added_token(token) for place, token in listed.items()})
@@ -185,6 +197,48 @@ def _from_sentencepiece(folder: Path, config: _Config) -> Parts:
     return _sentencepiece(_parsed(folder / "tokenizer.model"), config, adds_bos=True)
 
 
+def _from_word_pieces(folder: Path, config: _Config) -> Parts:
+    """BERT's file."""
+    config = config.with_defaults(SQUARE_ROLES)
+    try:
+        backend = word_pieces(
+            folder / "vocab.txt",
+            lowercase=config.flag("do_lower_case") is not False,
+            strip_accents=config.flag("strip_accents"),
+            splits_chinese=config.flag("tokenize_chinese_chars") is not False,
+            unk=config.token("unk_token") or "[UNK]",
+        )
+    except Exception as error:  # the library raises no narrower type
+        raise TokenizerError(f"vocab.txt: expected a WordPiece vocabulary, one piece a line: {error}") from error
+    return _framed(backend, config, frame_typed)
+
+
+def _from_spiece(folder: Path, config: _Config) -> Parts:
+    """T5's file, or ALBERT's of the same name."""
+    if config.family != "AlbertTokenizer":
+        return _from_t5(folder, config)
+    backend = albert(
+        _parsed(folder / "spiece.model"),
+        lowercase=config.flag("do_lower_case") is not False,
+        keeps_accents=config.flag("keep_accents") is True,
+    )
+    return _framed(backend, config.with_defaults(ALBERT_ROLES), frame_typed)
+
+
+def _from_xlm_roberta(folder: Path, config: _Config) -> Parts:
+    backend = xlm_roberta(_parsed(folder / "sentencepiece.bpe.model"))
+    return _framed(backend, config.with_defaults(ANGLE_ROLES), frame_doubled)
+
+
+def _framed(backend: tokenizers.Tokenizer, config: _Config, frame: _Frame) -> Parts:
+    """With its roles, and the tokens that stand around each text."""
+    roles = config.roles()
+    _add_tokens(backend, config, roles)
+    cls, sep = (token for token in (config.token("cls_token"), config.token("sep_token")) if token is not None)
+    frame(backend, (cls, _required(backend, cls)), (sep, _required(backend, sep)))
+    return Parts(backend, roles)
+
+
 def _from_t5(folder: Path, config: _Config) -> Parts:
     """T5's file: eos behind each text, sentinels behind the pieces, the first of them last; mT5 has them inside."""
     model = _parsed(folder / "spiece.model")
@@ -233,16 +287,28 @@ _SOURCES = {
     ("tokenizer.json",): _from_json,
     ("vocab.json", "merges.txt"): _from_byte_pairs,
     ("tokenizer.model",): _from_sentencepiece,
-    ("spiece.model",): _from_t5,
+    ("spiece.model",): _from_spiece,
+    ("sentencepiece.bpe.model",): _from_xlm_roberta,
+    ("vocab.txt",): _from_word_pieces,
 }
 
+_CLASSES = {
+    "roberta": "RobertaTokenizer",
+    "bart": "BartTokenizer",
+    "albert": "AlbertTokenizer",
+    "qwen2": "Qwen2Tokenizer",
+}
+"""The tokenizer of a model_type, where tokenizer_config.json does not name it and the files do not tell."""
+
 _GPT2_ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-_ROBERTA_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 _BYTE_PAIR_ROLES = {
     "Qwen2Tokenizer": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-    "RobertaTokenizer": _ROBERTA_ROLES,
-    "BartTokenizer": _ROBERTA_ROLES,
+    "RobertaTokenizer": ANGLE_ROLES,
+    "BartTokenizer": ANGLE_ROLES,
 }
+
+_EAGER_MASKS = frozenset({"RobertaTokenizer", "BartTokenizer", "AlbertTokenizer", "XLMRobertaTokenizer"})
+"""Their mask takes the space before it."""
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, roles: Roles) -> None:
@@ -254,7 +320,10 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, roles: Roles) ->
                 raise TokenizerError(f"tokenizer_config.json: the added token {token.content!r} cannot have id {place}")
     special = _contents(backend, special=True)
     known = [token for token in roles.all() if backend.token_to_id(token) is not None and token not in special]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in known])
+    eats_space = roles.mask if config.family in _EAGER_MASKS else None
+    backend.add_special_tokens(
+        [AddedToken(token, lstrip=token == eats_space, normalized=False, special=True) for token in known]
+    )
 
 
 def _contents(backend: tokenizers.Tokenizer, *, special: bool) -> set[str]:

@@ -35,6 +35,8 @@ async def encode_all(
     """
     most = limit or model.ready.max_model_len
     pairs = [(one, None) if isinstance(one, str) else one for one in inputs]
+    if not model.tokenizer.takes_pairs and any(other is not None for _, other in pairs):
+        raise InvalidRequest("the model's tokenizer takes no pairs of texts", param="inputs")
     size = sum(len(text) + len(other or "") for text, other in pairs)
     encode = model.tokenizer.encode_within
     try:

@@ -10,7 +10,8 @@ import tiny
 import tiny_encoders
 from e2e.serving import Server, serving
 
-LABELS = {0: "sad", 1: "calm", 2: "glad"}
+LABELS = {0: "contradiction", 1: "neutral", 2: "entailment"}
+NAMES = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"}
 FLAGS = ("--dtype", "float32", "--kv-cache-memory", "16MiB", "--max-num-batched-tokens", "96")
 
 
@@ -21,6 +22,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "writer": tiny.checkpoint(root / "writer", "llama"),
         "sorter": tiny_encoders.checkpoint(root / "sorter", "bert", "ForSequenceClassification", id2label=LABELS),
+        "tagger": tiny_encoders.checkpoint(root / "tagger", "roberta", "ForTokenClassification", id2label=NAMES),
+        "reader": tiny_encoders.checkpoint(root / "reader", "distilbert", "ForQuestionAnswering"),
+        "filler": tiny_encoders.checkpoint(root / "filler", "bert", "ForPreTraining"),
     }
 
 
