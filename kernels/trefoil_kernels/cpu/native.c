@@ -21,7 +21,7 @@ enum { LANES = 16, ROWS = 4, OUTS = 6 }; /* 24 of 32 registers add up */
 #else
 enum { LANES = 8, ROWS = 3, OUTS = 3 }; /* 9 of 16: with 12 the lines no longer stay in registers */
 #endif
-enum { PAIR = 2 * LANES, LONE_OUTS = 8 };
+enum { PAIR = 2 * LANES, DEPTH = 4, AHEAD_BYTES = 2048 };
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
@@ -143,7 +143,7 @@ INLINE void dots(
     enum kind kind, int outs, int rows, const void *const *weights, const float *lines, long line_stride, long width,
     float totals[][ROWS]
 ) {
-    floats sums[LONE_OUTS][ROWS] = {0};
+    floats sums[OUTS][ROWS] = {0};
     for (long at = 0; at < width; at += PAIR) {
         floats x[ROWS][2];
         UNROLL for (int r = 0; r < rows; r++) {
@@ -161,19 +161,51 @@ INLINE void dots(
         UNROLL for (int r = 0; r < rows; r++) totals[o][r] = sum(sums[o][r]);
 }
 
+/* Adds one line's dots with `outs` rows of a weight to `totals`. Bound by reading the weight, which is asked for ahead
+   of its use: the processor's own guess ends at each page. One row after another, as several streams are slower. */
+INLINE void lone(enum kind kind, const void *weight, const float *line, long width, long outs, float *totals) {
+    for (long o = 0; o < outs; o++) {
+        const void *row = shifted(kind, weight, o * width);
+        floats sums[2 * DEPTH] = {0};
+        long at = 0;
+        for (; at + DEPTH * PAIR <= width; at += DEPTH * PAIR) {
+            UNROLL for (int i = 0; i < DEPTH; i++) {
+                floats first, second;
+                load_pair(kind, row, at + i * PAIR, &first, &second);
+                __builtin_prefetch((const char *)shifted(kind, row, at + i * PAIR) + AHEAD_BYTES);
+                sums[2 * i] += first * load(line + at + i * PAIR);
+                sums[2 * i + 1] += second * load(line + at + i * PAIR + LANES);
+            }
+        }
+        for (; at + PAIR <= width; at += PAIR) {
+            floats first, second;
+            load_pair(kind, row, at, &first, &second);
+            sums[0] += first * load(line + at);
+            sums[1] += second * load(line + at + LANES);
+        }
+        UNROLL for (int i = 1; i < 2 * DEPTH; i++) sums[0] += sums[i];
+        float total = sum(sums[0]);
+        for (; at < width; at++) total += number(kind, row, at) * line[place(kind, at)];
+        totals[o] += total;
+    }
+}
+
 /* One function a tile, not inlined: within a larger one the compiler spills the sums. */
 #define DOTS(kind, outs, rows) \
     static __attribute__((noinline)) void dots_##kind##_##outs##_##rows( \
         const void *const *weights, const float *lines, long line_stride, long width, float totals[][ROWS] \
     ) { dots(kind, outs, rows, weights, lines, line_stride, width, totals); }
-#define DOTS_OF(kind) DOTS(kind, OUTS, ROWS) DOTS(kind, OUTS, 2) DOTS(kind, LONE_OUTS, 1)
+#define LONE(kind) \
+    static __attribute__((noinline)) void lone_##kind( \
+        const void *weight, const float *line, long width, long outs, float *totals \
+    ) { lone(kind, weight, line, width, outs, totals); }
+#define DOTS_OF(kind) DOTS(kind, OUTS, ROWS) DOTS(kind, OUTS, 2) LONE(kind)
 DOTS_OF(F32)
 DOTS_OF(BF16)
 DOTS_OF(INT8)
 
 #define CALL_DOTS(kind) \
-    (rows == 1 ? dots_##kind##_LONE_OUTS_1 : rows == 2 ? dots_##kind##_OUTS_2 : dots_##kind##_OUTS_ROWS)( \
-        weights, lines, line_stride, width, totals)
+    (rows == 2 ? dots_##kind##_OUTS_2 : dots_##kind##_OUTS_ROWS)(weights, lines, line_stride, width, totals)
 
 INLINE void dot_tile(
     enum kind kind, int rows, const void *const *weights, const float *lines, long line_stride, long width,
@@ -202,21 +234,28 @@ INLINE long least(long a, long b) { return a < b ? a : b; }
 
 /* Adds a tile of outputs by rows, over a part of the width that begins at `from`, to totals[row * OUT_BLOCK + out]. */
 INLINE void add_tile(
-    enum kind kind, int outs, int rows, const struct product *p, long first, long from, long width, const float *lines,
+    enum kind kind, int rows, const struct product *p, long first, long from, long width, const float *lines,
     long stride, float *totals
 ) {
-    const void *weights[LONE_OUTS];
-    float found[LONE_OUTS][ROWS];
-    UNROLL for (int o = 0; o < outs; o++)
+    const void *weights[OUTS];
+    float found[OUTS][ROWS];
+    UNROLL for (int o = 0; o < OUTS; o++)
         weights[o] = shifted(kind, p->weight, least(first + o, p->outs - 1) * p->width + from);
     long whole = width / PAIR * PAIR;
     dot_tile(kind, rows, weights, lines, stride, whole, found);
     for (long at = whole; at < width; at++)
-        for (int o = 0; o < outs; o++)
+        for (int o = 0; o < OUTS; o++)
             for (int r = 0; r < rows; r++)
                 found[o][r] += number(kind, weights[o], at) * lines[r * stride + place(kind, at)];
-    for (int o = 0; o < outs && first + o < p->outs; o++)
+    for (int o = 0; o < OUTS && first + o < p->outs; o++)
         for (int r = 0; r < rows; r++) totals[r * OUT_BLOCK + o] += found[o][r];
+}
+
+INLINE void add_lone(enum kind kind, const struct product *p, long first, long outs, const float *line, float *totals) {
+    const void *weight = shifted(kind, p->weight, first * p->width);
+    if (kind == F32) lone_F32(weight, line, p->width, outs, totals);
+    else if (kind == BF16) lone_BF16(weight, line, p->width, outs, totals);
+    else lone_INT8(weight, line, p->width, outs, totals);
 }
 
 /* All rows of `lines` against a block of outputs; the outermost loop keeps the weight's part in the cache. */
@@ -224,21 +263,19 @@ INLINE void add_block(
     enum kind kind, const struct product *p, long first, long outs, const float *lines, long stride, long rows,
     float *totals
 ) {
-    for (long from = 0; from < p->width; from += WIDTH_BLOCK) {
+    long lone_row = rows % ROWS % 2 ? --rows : -1;
+    for (long from = 0; rows && from < p->width; from += WIDTH_BLOCK) {
         long width = least(WIDTH_BLOCK, p->width - from), r = 0;
         for (; r + ROWS <= rows; r += ROWS)
             for (long o = 0; o < outs; o += OUTS)
-                add_tile(kind, OUTS, ROWS, p, first + o, from, width, lines + r * stride + from, stride,
+                add_tile(kind, ROWS, p, first + o, from, width, lines + r * stride + from, stride,
                          totals + r * OUT_BLOCK + o);
-        for (; r + 2 <= rows; r += 2)
+        for (; r < rows; r += 2)
             for (long o = 0; o < outs; o += OUTS)
-                add_tile(kind, OUTS, 2, p, first + o, from, width, lines + r * stride + from, stride,
-                         totals + r * OUT_BLOCK + o);
-        for (; r < rows; r++)
-            for (long o = 0; o < outs; o += LONE_OUTS)
-                add_tile(kind, LONE_OUTS, 1, p, first + o, from, width, lines + r * stride + from, stride,
+                add_tile(kind, 2, p, first + o, from, width, lines + r * stride + from, stride,
                          totals + r * OUT_BLOCK + o);
     }
+    if (lone_row >= 0) add_lone(kind, p, first, outs, lines + lone_row * stride, totals + lone_row * OUT_BLOCK);
 }
 
 INLINE void finish_block(const struct product *p, long row, long rows, long first, long outs, const float *totals) {
