@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import shapes
-from offline import drive, measure, spec_of, waste, generating
+from offline import drive, generating, measure, spec_of, waste
 from trefoil import wire
 from trefoil.engine.generator import Generator
 from trefoil_models import checkpoint

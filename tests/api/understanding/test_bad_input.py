@@ -37,7 +37,10 @@ WRONG_PARAMETERS = [
     ("task", "body", "param"),
     [
         *WRONG,
-        *((task, {"inputs": text, "parameters": given}, f"parameters.{name}") for task, text, given, name in WRONG_PARAMETERS),
+        *(
+            (task, {"inputs": text, "parameters": given}, f"parameters.{name}")
+            for task, text, given, name in WRONG_PARAMETERS
+        ),
     ],
     ids=str,
 )

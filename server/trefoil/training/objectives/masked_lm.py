@@ -1,8 +1,8 @@
 """Predict hidden tokens from both sides (Devlin et al., arXiv 1810.04805, section 3.1), masked anew at every use.
 
 Of the tokens 15 % are chosen; of these 80 % become the mask, 10 % another token, and 10 % stay as they are (RoBERTa's
-dynamic masking, Liu et al., arXiv 1907.11692, section 4.1). A reading with labels names the rows to be chosen itself: so
-whole names are hidden, as in ERNIE (Sun et al., arXiv 1904.09223).
+dynamic masking, Liu et al., arXiv 1907.11692, section 4.1). A reading with labels names the rows to be chosen itself:
+so whole names are hidden, as in ERNIE (Sun et al., arXiv 1904.09223).
 """
 
 from collections.abc import Collection, Sequence
