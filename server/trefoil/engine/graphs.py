@@ -58,7 +58,12 @@ class DecodeGraphs:
         self, model: Model, inputs: StepInputs, pages: Seq[Pages], *, sizes: Seq[int], capture: Capture
     ) -> None:
         self._inputs, self._sizes = inputs, sorted(sizes)
-        self._graphs = {size: capture(_step(model, inputs, pages, size)) for size in reversed(self._sizes)}
+        self._logits_NV = torch.empty(
+            self._sizes[-1], model.config.vocab_size, dtype=torch.float32, device=pages[0].k_PSGD.device
+        )
+        self._graphs = {
+            size: capture(_step(model, inputs, pages, self._logits_NV[:size])) for size in reversed(self._sizes)
+        }
 
     def can_run(self, plan: Plan) -> bool:
         """Does each sequence bring one row of the base model, and no more of them than were captured?"""
@@ -74,6 +79,7 @@ class DecodeGraphs:
         return self._graphs[size]()[: len(plan.chunks)]
 
 
-def _step(model: Model, inputs: StepInputs, pages: Seq[Pages], size: int) -> Run:
-    rows, attend = inputs.padded(size, pages)
-    return lambda: model.lm_head.logits(model(rows, attend)).float()
+def _step(model: Model, inputs: StepInputs, pages: Seq[Pages], logits_NV: Tensor) -> Run:
+    """All sizes write to one place: outputs of their own would be kept for each."""
+    rows, attend = inputs.padded(len(logits_NV), pages)
+    return lambda: logits_NV.copy_(model.lm_head.logits(model(rows, attend)))
