@@ -47,7 +47,7 @@ def request(
     priority = params.pop("priority", 0)
     params.setdefault("temperature", 0.0)
     sampling = wire.SamplingParams(max_tokens=max_tokens, **params)
-    return wire.Generate(name, list(ids), sampling, priority, list(source))
+    return wire.Generate(name, list(ids), sampling, priority, source=list(source))
 
 
 def finish(engine: Generator, limit: int = 5000) -> list[wire.Event]:

@@ -1,6 +1,6 @@
 """A folder's tokenizer files, whichever kind it has, into the parts of a `Tokenizer`; imports no torch.
 
-Reads `tokenizer.json`, `vocab.json` with `merges.txt`, `vocab.txt`, and SentencePiece's `tokenizer.model` or `spiece.model`.
+Reads `tokenizer.json`, `vocab.json` with `merges.txt`, `vocab.txt`, or a SentencePiece file such as `spiece.model`.
 """
 
 import json
