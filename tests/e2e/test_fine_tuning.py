@@ -149,8 +149,8 @@ def test_preference_is_turned_round_from_where_the_first_job_ended(
         model=tuned.fine_tuned_model,
         training_file=upload(sdk, rows),
         validation_file=upload(sdk, rows[:1]),
-        method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 12, "batch_size": 2}}},
-        extra_body={"hyperparameters": {"learning_rate": 2e-3}},
+        method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 20, "batch_size": 2}}},
+        extra_body={"hyperparameters": {"learning_rate": 4e-3}},
     )
     events = follow(server, job.id)
     job = sdk.fine_tuning.jobs.retrieve(job.id)

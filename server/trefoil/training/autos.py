@@ -16,8 +16,8 @@ BASE_WIDTH = 2000
 WIDTH_POWER = 0.78
 """Narrow models want larger steps: the rate falls with about this power of the width."""
 LORA_RATE = 5e-4
-FULL_SHARE, DPO_SHARE = 0.1, 0.1
-"""All weights at once want a tenth of an adapter's rate, preferences a tenth of what answers want."""
+FULL_SHARE, DPO_SHARE = 0.1, 0.2
+"""All weights at once want a tenth of an adapter's rate, preferences a fifth of what answers want."""
 USUAL_BETA = 0.1
 
 
