@@ -24,6 +24,7 @@ from trefoil_models.weight_files import SafetensorsFile
 CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
 PREFIX = "base_model.model."
 HALF = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
+TASK_TYPES = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 MUST_BE_OFF = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices")
 """Keys that change the mathematics, or add weights that are no pair of low-rank matrices."""
 
@@ -50,7 +51,7 @@ def save_adapter(model: Model, folder: Path, shape: LoraShape, *, base: str) -> 
     temporary.replace(folder / WEIGHTS)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": TASK_TYPES[model.kind],
         "base_model_name_or_path": base,
         "r": shape.r,
         "lora_alpha": shape.alpha,

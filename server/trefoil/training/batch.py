@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trefoil.training.examples import Example
-from trefoil_models.attend import packed_rows
+from trefoil_models.attend import packed_pairs, packed_rows
 from trefoil_models.checkpoint import Model
 
 __all__ = ["Example", "Labels", "label_logprobs", "plan_epoch", "plan_steps", "scored_labels"]
@@ -35,13 +36,22 @@ class Labels:
 def scored_labels(model: Model, examples: Sequence[Example]) -> Labels:
     """Every label of the examples, from one packed pass; only rows that predict one meet the head."""
     device = model.lm_head.weight.device
-    rows, attend = packed_rows([example.ids[:-1] for example in examples], device)
+    hidden_TM = _hidden(model, examples)
     is_label_T = torch.tensor([learn for example in examples for learn in example.is_label[1:]], device=device)
     next_T = torch.tensor([i for example in examples for i in example.ids[1:]], device=device)
-    hidden_TM: Tensor = model(rows, attend)
     hidden_RM, ids_R = hidden_TM[is_label_T], next_T[is_label_T]
     lens = tuple(example.num_labels for example in examples)
     return Labels(hidden_RM, ids_R, *model.lm_head.scored(hidden_RM, ids_R), lens)
+
+
+def _hidden(model: Any, examples: Sequence[Example]) -> Tensor:
+    """The rows before each id of the examples but their first, [T, M]; a source is read by the encoder first."""
+    device, inputs = model.lm_head.weight.device, [example.ids[:-1] for example in examples]
+    if not examples[0].source:
+        return model(*packed_rows(inputs, device))  # type: ignore[no-any-return]
+    pairs = packed_pairs([example.source for example in examples], inputs, device)
+    model.encode(pairs.encoder_rows, pairs.here, pairs.there)
+    return model(pairs.rows, pairs.there)  # type: ignore[no-any-return]
 
 
 def label_logprobs(model: Model, examples: Sequence[Example]) -> Tensor:

@@ -1,7 +1,7 @@
 """Rows to examples: plain text in windows, chats with the loss on what the assistant says, pairs of answers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
 
@@ -15,12 +15,16 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How one model reads rows. The first of the `end_ids` ends a text that nothing else has ended."""
+    """How one model reads rows. The first of the `end_ids` ends a text that nothing else has ended.
+
+    `start_id` begins what an encoder-decoder's decoder says; None: the model has no encoder.
+    """
 
     tokenizer: Tokenizer
     end_ids: tuple[int, ...]
     longest: int
     truncates: bool = False
+    start_id: int | None = None
 
     def within(self, ids: Sequence[int], is_label: Sequence[bool]) -> Example:
         """An example of these ids, no longer than may be. Raises RowError."""
@@ -30,6 +34,16 @@ class Reading:
         if not any(is_label):
             raise RowError("nothing to learn: no token of an answer is left")
         return Example(tuple(ids), tuple(is_label))
+
+    def pair(self, source: str, target: str) -> Example:
+        """A text for the encoder and what the decoder is to make of it. Raises RowError."""
+        assert self.start_id is not None
+        ids = self.tokenizer.encode_ids(source)
+        if len(ids) > self.longest and not self.truncates:
+            raise RowError(f"a source of {len(ids)} tokens, the limit is {self.longest}: shorten it or set truncation")
+        said = [self.start_id, *self.tokenizer.encode_ids(target, add_special_tokens=False), self.end_ids[0]]
+        learned = self.within(said, [False, *[True] * (len(said) - 1)])
+        return replace(learned, source=tuple(ids[: self.longest]) or (self.end_ids[0],))
 
 
 def examples_of(method: str, lines: Iterable[Line], reading: Reading) -> Iterator[Example | Pair]:
@@ -57,6 +71,8 @@ def answer_example(row: Row, reading: Reading) -> Example:
 
 def continuation_example(row: Continuation, reading: Reading) -> Example:
     """Plain text with the loss on how it goes on, and on the end of it."""
+    if reading.start_id is not None:
+        return reading.pair(row.prompt, row.completion)
     text = row.prompt + row.completion
     encoding = reading.tokenizer.encode(text)
     is_label = [end > start >= len(row.prompt) for start, end in encoding.offsets]
@@ -69,6 +85,8 @@ def chat_example(chat: Chat, reading: Reading, *, first: int = 0) -> Example:
     Where an answer lies is found by rendering the chat up to it and through it, so any template will do whose
     rendering of a chat begins with its rendering of the chat's beginning. Raises RowError.
     """
+    if reading.start_id is not None:
+        return reading.pair(*_last_turn(chat))
     tokenizer = reading.tokenizer
     text = _rendered(chat, len(chat.messages), tokenizer)
     encoding = tokenizer.encode(text, add_special_tokens=False)
@@ -125,6 +143,15 @@ READERS: Mapping[str, Callable[[Iterable[Line], Reading], Iterator[Example | Pai
     "dpo": _each(pair_of),
     "pretrain": _windows,
 }
+
+
+def _last_turn(chat: Chat) -> tuple[str, str]:
+    """What the user said last and the answer to it: an encoder-decoder is asked so. Raises RowError."""
+    *before, answer = chat.messages
+    asked = [message["content"] for message in before if message["role"] == "user"]
+    if answer["role"] != "assistant" or not asked:
+        raise RowError("nothing to learn: the chat must end with the assistant's answer to a user's message")
+    return asked[-1], answer["content"]
 
 
 def _rendered(chat: Chat, num_messages: int, tokenizer: Tokenizer, *, asks: bool = False) -> str:

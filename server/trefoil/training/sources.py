@@ -36,7 +36,8 @@ class Sources:
         end_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
         if not end_ids:
             raise CheckpointError("the base model has no token that ends a text: its config.json needs eos_token_id")
-        return cls(store, spec, folder, given, Reading(tokenizer, end_ids, _longest(folder, given), given.truncation))
+        longest, start_id = _longest(folder, given), _start_id(folder)
+        return cls(store, spec, folder, given, Reading(tokenizer, end_ids, longest, given.truncation, start_id))
 
     def training(self) -> Iterator[Example | Pair]:
         """Raises RowError naming file, line and cause."""
@@ -60,6 +61,14 @@ class Sources:
         if not num_examples:
             raise RowError("the training file gives nothing to learn")
         return num_examples, num_rows
+
+
+def _start_id(folder: ModelFolder) -> int | None:
+    """What an encoder-decoder's decoder begins with. Raises CheckpointError where its config.json does not say."""
+    if not folder.config.flag("is_encoder_decoder", False):
+        return None
+    named = "decoder_start_token_id" if "decoder_start_token_id" in folder.config else "pad_token_id"
+    return folder.config.integer(named)
 
 
 def _longest(folder: ModelFolder, given: Hyperparameters) -> int:
