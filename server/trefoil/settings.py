@@ -49,6 +49,8 @@ class Settings:
     api_keys: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"
+    quantization: str | None = None
+    threads: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
@@ -87,6 +89,10 @@ class Settings:
         for name in names:
             if names.count(name) > 1:
                 raise InvalidSetting("MODEL", name, "names that differ; use name=folder")
+        if self.quantization is not None and (self.device != "cpu" or self.dtype == "float16"):
+            raise InvalidSetting(
+                "--quantization", self.quantization, "with --device cpu and --dtype auto, bfloat16 or float32 only"
+            )
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidSetting(
                 "--max-num-batched-tokens",

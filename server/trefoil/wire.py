@@ -199,6 +199,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     max_model_len: int
     vocab_size: int
+    quantization: str | None = None
     page_size: int = 0
     num_pages: int = 0
 
@@ -222,6 +223,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     outbox: str
     device: str = "cpu"
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048

@@ -352,6 +352,8 @@ def engine_spec(
         outbox=f"ipc://{folder}/{tag}.out",
         device=settings.device,
         dtype=settings.dtype,
+        quantization=settings.quantization,
+        threads=settings.threads,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.rows_per_step,
@@ -367,7 +369,10 @@ def engine_spec(
 async def start_process(spec: wire.EngineSpec) -> asyncio.subprocess.Process:
     """A fresh interpreter running the engine; the spec goes in by standard input, the name only shows it in `ps`."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "trefoil.engine.process", spec.name, stdin=asyncio.subprocess.PIPE
+        sys.executable,
+        *("-m", "trefoil.engine.process", spec.name),
+        stdin=asyncio.subprocess.PIPE,
+        env={"THP_MEM_ALLOC_ENABLE": "1", **os.environ},  # torch asks for huge pages for what is large
     )
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(spec))

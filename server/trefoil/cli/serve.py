@@ -69,6 +69,14 @@ def serve(
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(envvar=env("--dtype"), help="Weights and arithmetic; auto takes the checkpoint's."),
     ] = "auto",
+    quantization: Annotated[
+        Literal["int8"] | None,
+        typer.Option(envvar=env("--quantization"), help="Fewer bits for weights, on the CPU."),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(envvar=env("--threads"), min=1, help="Compute threads of each model [the processor's cores]."),
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(envvar=env("--max-model-len"), min=1, help="Most tokens of prompt and answer.")
     ] = None,
@@ -153,6 +161,8 @@ def serve(
         cors_origins=tuple(parse_origin("--cors-origin", origin) for origin in cors_origin or []),
         device=device,
         dtype=dtype,
+        quantization=quantization,
+        threads=threads,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

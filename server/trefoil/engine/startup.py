@@ -23,6 +23,7 @@ from trefoil_kernels.linear import has_bf16_products
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
+from trefoil_models.low_bit import quantise
 from trefoil_models.pooling import Pooling
 from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer
@@ -46,7 +47,10 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
     if generates:
         _memory(spec, blueprint.model, limit, dtype, device)
     say(wire.Checked())
+    _log_compute(spec.name, device)
     model = blueprint.load(dtype=dtype, device=device)
+    if spec.quantization:
+        quantise(model)
     keys = blueprint.folder.config
     one_pass = OnePass(
         model,
@@ -64,6 +68,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         dtype=str(dtype).removeprefix("torch."),
         max_model_len=limit,
         vocab_size=model.config.vocab_size,
+        quantization=spec.quantization,
     )
     if not generates:
         warm_up_one_pass(one_pass)
@@ -206,6 +211,29 @@ def _memory(
         max_num_seqs=spec.max_num_seqs,
         max_source_len=limit if model.kind == "encoder-decoder" else 0,
     )
+
+
+def _log_compute(name: str, device: torch.device) -> None:
+    """What the weights will meet: the operator sees at once where a compiler or an instruction set is missing."""
+    if device.type == "cpu":
+        library = native()
+        log.info(
+            "compute",
+            model=name,
+            threads=torch.get_num_threads(),
+            native_kernels=library.variant if library else None,
+            bfloat16_products=has_bf16_products(),
+            huge_pages=huge_pages(),
+        )
+
+
+def huge_pages() -> str:
+    """What the kernel gives large allocations: `always`, `madvise` (torch then asks) or `never`."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    try:
+        return path.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return "never"
 
 
 def _log_plan(name: str, memory: MemoryPlan) -> None:

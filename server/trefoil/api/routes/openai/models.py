@@ -44,6 +44,6 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "tasks": list(model.tasks) if ready else [],
         "max_model_len": ready.max_model_len if ready else None,
         "dtype": ready.dtype if ready else None,
-        "quantization": None,
+        "quantization": ready.quantization if ready else None,
         "parent": model.parent,
     }
