@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from shapes import make_checkpoint
 
 ROWS = 1024

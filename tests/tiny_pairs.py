@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, logging
 
@@ -53,6 +54,17 @@ def checkpoint(folder: Path, family: str, *, seed: int = 0, std: float = tiny.ST
             bias.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
     model.save_pretrained(folder)
     tiny.write_tokenizer(folder)
+    return folder
+
+
+def add_sentinels(folder: Path, count: int = 8) -> Path:
+    """Give a folder's tokenizer sentinels, and an end token behind each text, as T5's has."""
+    path = str(folder / "tokenizer.json")
+    backend = Tokenizer.from_file(path)
+    backend.add_special_tokens([f"<extra_id_{number}>" for number in reversed(range(count))])
+    end = tiny.SPECIALS[EOS]
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, EOS)])
+    backend.save(path)
     return folder
 
 

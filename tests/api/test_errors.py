@@ -194,6 +194,22 @@ def test_what_is_not_there_yet_is_refused_by_name(http: httpx.Client, path: str,
     assert (error["param"], error["code"]) == (field, "unsupported_parameter")
 
 
+MISUSED_SEARCH = {
+    "beam_width": {"beam_width": 4},
+    "length_penalty": {"length_penalty": 0.5},
+    "early_stopping": {"early_stopping": True},
+    "temperature": {"use_beam_search": True, "temperature": 0.7},
+    "top_p": {"use_beam_search": True, "top_p": 0.9},
+    "n": {"use_beam_search": True, "beam_width": 2, "n": 3},
+}
+
+
+@pytest.mark.parametrize("field", MISUSED_SEARCH)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_search_that_contradicts_itself_is_refused(http: httpx.Client, path: str, field: str) -> None:
+    assert refused(send(http, path, **MISUSED_SEARCH[field]))["param"] == field
+
+
 @pytest.mark.parametrize("value", [[{"type": "function", "function": {"name": "f"}}], "x"], ids=["list", "text"])
 def test_tools_are_refused_by_name(http: httpx.Client, value: object) -> None:
     assert refused(send(http, CHAT, tools=value))["param"] == "tools"

@@ -20,7 +20,9 @@ from trefoil.api.routes.tasks import (
     fill_mask,
     perplexity,
     question_answering,
+    rewriting,
     sentence_pairs,
+    span_filling,
     text_classification,
     text_generation,
     token_classification,
@@ -57,6 +59,8 @@ ROUTERS = (
     zero_shot.router,
     sentence_pairs.router,
     tei.router,
+    rewriting.router,
+    span_filling.router,
     ops.router,
 )
 

@@ -159,6 +159,14 @@ class TextStream:
         """Nobody will read this; end it in the engine."""
         self._events.close()
 
+    async def events(self) -> AsyncIterator[wire.Event]:
+        """The ids as they come, for who wants no text; leaving early ends the request in the engine."""
+        try:
+            async for event in self._events:
+                yield event
+        finally:
+            self._events.close()
+
     async def __aiter__(self) -> AsyncIterator[Piece]:
         """Pieces as they come; leaving early ends the request in the engine."""
         ended: set[int] = set()

@@ -1,7 +1,8 @@
 """POST /v1/tasks/perplexity: how well the model foresaw a text.
 
 PPL = exp(-1/N sum log p(x_i | x_<i)) over the N tokens after the first; `nll` is the exponent, in nats. A masked LM
-gives the pseudo-perplexity (Salazar et al., arXiv 1910.14659): each token of the text is scored with itself masked.
+gives the pseudo-perplexity (Salazar et al., arXiv 1910.14659): each token of the text is scored with itself masked. Of
+a target an encoder-decoder foresees every token, given the text that its encoder read.
 """
 
 import asyncio
@@ -34,22 +35,41 @@ class NoParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Target(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    text: Text
+    target: Text
+
+
 class PerplexityRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    inputs: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    inputs: (
+        Text
+        | Target
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+        | Annotated[list[Target], Field(min_length=1, max_length=MAX_TEXTS)]
+    )
     parameters: NoParameters | None = None
     model: str | None = None
 
 
 @router.post("/v1/tasks/perplexity")
 async def perplexity(body: PerplexityRequest, request: Request, models: Models, model: str | None = None) -> Response:
-    """Score a text, or each of a list."""
+    """Score a text, or a target given a text, or each of a list."""
+    inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    if targets := [one for one in inputs if isinstance(one, Target)]:
+        served = models.find(body.model, model, task="text2text-generation")
+        found = await while_connected(request, _score_targets(models, served, targets), lambda: None)
+        return json_response(found if isinstance(body.inputs, list) else found[0])
     served = models.find(body.model, model, task="perplexity")
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    texts = [one for one in inputs if isinstance(one, str)]
     if "text-generation" not in served.tasks:
         answers = await answered(request, _pseudo(models, served, texts))
         return json_response(answers[0] if isinstance(body.inputs, str) else answers)
+    if served.start is not None:
+        raise InvalidRequest('this model scores a target given a text: {"text", "target"}', param="inputs")
     encoded = [await encode_prompt(models, served, text, param="inputs") for text in texts]
     for ids in encoded:
         if len(ids) < 2:
@@ -68,6 +88,24 @@ async def perplexity(body: PerplexityRequest, request: Request, models: Models, 
 
     answers = await while_connected(request, score_all(), close)
     return json_response(answers[0] if isinstance(body.inputs, str) else answers)
+
+
+async def _score_targets(fleet: Fleet, model: ServedModel, targets: list[Target]) -> list[dict[str, Any]]:
+    return list(await asyncio.gather(*(_score_target(fleet, model, one) for one in targets)))
+
+
+async def _score_target(fleet: Fleet, model: ServedModel, one: Target) -> dict[str, Any]:
+    ids = await encode_prompt(fleet, model, one.text, param="inputs")
+    target = await encode_prompt(fleet, model, one.target, param="inputs")
+    limit = model.ready.max_model_len
+    if len(ids) > limit or len(target) + 1 > limit:
+        raise RequestTooLong(len(ids), len(target), limit, param="inputs")
+    params = wire.SamplingParams(max_tokens=0, prompt_logprobs=0)
+    stream = begin(model, ids, params, GenerationParams(), target=target)
+    async for _ in stream:
+        pass
+    logprobs: list[float | None] = [score.logprob for score in stream.prompt_scores]
+    return _body([model.tokenizer.token_text(i) for i in target], logprobs)
 
 
 async def _score(model: ServedModel, ids: list[int], stream: TextStream) -> dict[str, Any]:
