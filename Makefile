@@ -36,6 +36,7 @@ bench: $(VENV)/.test
 
 demo: $(VENV)/.test
 	cd examples && ../$(BIN)/python -m trefoil_demo.decoder --out ../models/trefoil_models/demo/decoder
+	cd examples && ../$(BIN)/python -m trefoil_demo.encoder --out ../models/trefoil_models/demo
 
 demo-eval: $(VENV)/.serve
 	cd examples && ../$(BIN)/python -m trefoil_demo.evaluate

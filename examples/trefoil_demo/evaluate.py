@@ -1,6 +1,7 @@
 """Asks a running server the held-out questions: `python -m trefoil_demo.evaluate --url http://127.0.0.1:8000`.
 
-Prints how many answers are right by kind and language, and how many ended by themselves; leaves with 1 under 90 %.
+Prints how many answers of the demo decoder are right by kind and language, and how many ended by themselves; then,
+where the demo encoders are served, what they get right. Leaves with 1 where a model is under 90 %.
 """
 
 import argparse
@@ -10,41 +11,54 @@ from collections.abc import Sequence
 
 import httpx
 
-from trefoil_demo import world
+from trefoil_demo import understanding, world
+from trefoil_demo.ask_encoders import http_answerers
 from trefoil_demo.tally import Reply, Tally
 from trefoil_demo.world import Question
 
 WANTED = 0.9
 MAX_TOKENS = 64
+ENCODERS = ("encoder", "encoder-sentiment", "encoder-entities", "encoder-answers")
 
 
 def main() -> int:
     """Ask, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the server listens")
-    parser.add_argument("--model", help="the model to ask; by default the server's only one")
+    parser.add_argument("--model", help="the decoder to ask; by default the server's only one")
     parser.add_argument("--key", help="API key, where the server wants one")
     parser.add_argument("--at-once", type=int, default=8, help="requests in flight")
     parser.add_argument("--show-wrong", action="store_true", help="print the questions that were answered wrongly")
     options = parser.parse_args()
     headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
     with httpx.Client(base_url=options.url, headers=headers, timeout=60) as client:
-        model = options.model or only_model(client)
+        model = options.model or writing_model(client)
     replies = asyncio.run(ask_all(options.url, headers, model, options.at_once, world.held_out_questions()))
     tally = Tally(replies)
     if options.show_wrong:
         print(*(f"{reply.question.messages[-1]['content']} -> {reply.text}" for reply in tally.wrong), sep="\n")
     print(tally.table())
-    return 0 if tally.accuracy >= WANTED else 1
+    with httpx.Client(base_url=options.url, headers=headers, timeout=60) as client:
+        verdicts = understanding.judge(http_answerers(client)) if has_encoders(client) else []
+    if options.show_wrong:
+        print(*(f"{one.asked} -> {one.said}" for one in verdicts if not one.is_right), sep="\n")
+    print(understanding.table(verdicts))
+    return 0 if min(tally.accuracy, understanding.worst(verdicts)) >= WANTED else 1
 
 
-def only_model(client: httpx.Client) -> str:
-    """The name of the one model served; leaves the program where there are several."""
-    response = client.get("/v1/models").raise_for_status()
-    names: list[str] = [entry["id"] for entry in response.json()["data"]]
+def writing_model(client: httpx.Client) -> str:
+    """The name of the one decoder served; leaves the program where there are several."""
+    listed = client.get("/v1/models").raise_for_status().json()["data"]
+    names: list[str] = [entry["id"] for entry in listed if entry["family"] == "decoder"]
     if len(names) != 1:
-        sys.exit(f"the server has {len(names)} models, choose one with --model: {', '.join(names)}")
+        sys.exit(f"the server has {len(names)} decoders, choose one with --model: {', '.join(names)}")
     return names[0]
+
+
+def has_encoders(client: httpx.Client) -> bool:
+    """Are all four demo encoders there?"""
+    listed = client.get("/v1/models").raise_for_status().json()["data"]
+    return {f"demo-{name}" for name in ENCODERS} <= {entry["id"] for entry in listed}
 
 
 async def ask_all(
