@@ -307,9 +307,6 @@ _BYTE_PAIR_ROLES = {
     "BartTokenizer": ANGLE_ROLES,
 }
 
-_EAGER_MASKS = frozenset({"RobertaTokenizer", "BartTokenizer", "AlbertTokenizer", "XLMRobertaTokenizer"})
-"""Their mask takes the space before it."""
-
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, roles: Roles) -> None:
     """Give the backend the config's added tokens, and mark those special that have a role."""
@@ -320,10 +317,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, roles: Roles) ->
                 raise TokenizerError(f"tokenizer_config.json: the added token {token.content!r} cannot have id {place}")
     special = _contents(backend, special=True)
     known = [token for token in roles.all() if backend.token_to_id(token) is not None and token not in special]
-    eats_space = roles.mask if config.family in _EAGER_MASKS else None
-    backend.add_special_tokens(
-        [AddedToken(token, lstrip=token == eats_space, normalized=False, special=True) for token in known]
-    )
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in known])
 
 
 def _contents(backend: tokenizers.Tokenizer, *, special: bool) -> set[str]:
