@@ -1,6 +1,7 @@
 """A folder's tokenizer files, whichever kind it has, into the parts of a `Tokenizer`; imports no torch.
 
-Reads `tokenizer.json`, `vocab.json` with `merges.txt`, `vocab.txt`, or a SentencePiece file such as `spiece.model`.
+Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or `vocab.txt`, or a SentencePiece model: LLaMA's
+`tokenizer.model`, T5's or ALBERT's `spiece.model`, XLM-RoBERTa's `sentencepiece.bpe.model`.
 """
 
 import json
