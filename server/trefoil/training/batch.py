@@ -48,10 +48,10 @@ def _hidden(model: Any, examples: Sequence[Example]) -> Tensor:
     """The rows before each id of the examples but their first, [T, M]; a source is read by the encoder first."""
     device, inputs = model.lm_head.weight.device, [example.ids[:-1] for example in examples]
     if not examples[0].source:
-        return model(*packed_rows(inputs, device))  # type: ignore[no-any-return]
+        return model(*packed_rows(inputs, device))
     pairs = packed_pairs([example.source for example in examples], inputs, device)
     model.encode(pairs.encoder_rows, pairs.here, pairs.there)
-    return model(pairs.rows, pairs.there)  # type: ignore[no-any-return]
+    return model(pairs.rows, pairs.there)
 
 
 def label_logprobs(model: Model, examples: Sequence[Example]) -> Tensor:
