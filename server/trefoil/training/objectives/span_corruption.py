@@ -2,33 +2,15 @@
 
     source: the text, each gap marked by the next sentinel        target: sentinel, what stood there, ..., last sentinel
 
-Gaps are `density` of the tokens, `span_len` long on average, no two of them side by side, never at the beginning.
+Gaps are `density` of the tokens, `span_len` long on average, no two of them side by side, never at the beginning. The
+loss is that of every text: `causal_lm`, over the target, given the source.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 
-from torch import Tensor
-
-from trefoil.training.loop import Loss
-from trefoil.training.pairs import PairExample, target_logprobs
-from trefoil_models.checkpoint import EncoderDecoder
-
-
-def denoising_loss(target_logprobs_R: Tensor) -> Tensor:
-    """-sum of log p over the targets' tokens; the loop divides by how many there were."""
-    return -target_logprobs_R.sum()
-
-
-def text_to_text(start_id: int) -> Callable[[EncoderDecoder, Sequence[PairExample]], Loss]:
-    """The objective of inputs with targets, corrupted or not, for a decoder that begins with this id."""
-
-    def objective(model: EncoderDecoder, examples: Sequence[PairExample]) -> Loss:
-        logprobs_R = target_logprobs(model, examples, start_id=start_id)
-        return Loss(denoising_loss(logprobs_R), len(logprobs_R))
-
-    return objective
+from trefoil.training.examples import Example
 
 
 def corrupted(
@@ -36,20 +18,22 @@ def corrupted(
     rng: Random,
     *,
     sentinels: Sequence[int],
+    start_id: int,
     eos_id: int,
     density: float = 0.15,
     span_len: float = 3.0,
-) -> PairExample:
-    """A text of at least two ids with gaps; eos ends both sides."""
+) -> Example:
+    """A text of at least two ids with gaps, from the first sentinel on; eos ends both sides."""
     source: list[int] = []
-    target: list[int] = []
+    target: list[int] = [start_id]
     kept, gaps = _cut(len(ids), rng, density=density, span_len=span_len, most_gaps=len(sentinels) - 1)
     at = 0
     for sentinel, num_kept, num_gone in zip(sentinels, kept, gaps, strict=False):
         source += [*ids[at : at + num_kept], sentinel]
         target += [sentinel, *ids[at + num_kept : at + num_kept + num_gone]]
         at += num_kept + num_gone
-    return PairExample((*source, eos_id), (*target, sentinels[len(gaps)], eos_id))
+    target += [sentinels[len(gaps)], eos_id]
+    return Example(tuple(target), (False, *[True] * (len(target) - 1)), (*source, eos_id))
 
 
 def _cut(length: int, rng: Random, *, density: float, span_len: float, most_gaps: int) -> tuple[list[int], list[int]]:
