@@ -13,12 +13,14 @@ import msgspec
 
 from trefoil import wire
 from trefoil.api.app import create_app
+from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.fleet import Fleet, engine_spec, read_model
 from trefoil.engine.engine import Engine
 from trefoil.engine.process import obey
 from trefoil.engine.startup import start
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
+from trefoil.store.store import Store
 
 
 class Mailbox:
@@ -44,7 +46,8 @@ async def serving(**folders: Path) -> AsyncIterator[httpx.AsyncClient]:
     settings = Settings(models=sources, dtype="float32", kv_cache_memory=2**24, max_num_batched_tokens=96)
     fleet = Fleet(settings, [read_model(source, settings, Metrics()) for source in sources], Metrics())
     tasks = [task for model in fleet.models.values() for task in _run(fleet, model.name)]
-    transport = httpx.ASGITransport(create_app(fleet))
+    store = Store.open(settings.database, settings.data_dir)
+    transport = httpx.ASGITransport(create_app(fleet, store, FineTuned(fleet, store)))
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://local") as client:
             while (await client.get("/ready")).status_code != 200:
@@ -55,6 +58,7 @@ async def serving(**folders: Path) -> AsyncIterator[httpx.AsyncClient]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await fleet.stop()
+        store.close()
 
 
 def _run(fleet: Fleet, name: str) -> list["asyncio.Task[None]"]:
