@@ -179,7 +179,8 @@ class FeedForward(nn.Module):
         self.wo = WideLinear(config.inner, config.width, bias=False)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return self.wo(self.activate(self.wi(x_TM)).to(self.wo.weight.dtype))
+        inner_TF = self.activate(self.wi(x_TM))
+        return self.wo(inner_TF.to(_dtype_of(self.wo, inner_TF)))
 
 
 class GatedFeedForward(nn.Module):
@@ -193,7 +194,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x_TM: Tensor) -> Tensor:
         inner_TF = gated_act(self.wi_0(x_TM), self.wi_1(x_TM), self.activation)
-        return self.wo(inner_TF.to(self.wo.weight.dtype))
+        return self.wo(inner_TF.to(_dtype_of(self.wo, inner_TF)))
 
 
 class FeedSublayer(nn.Module):
@@ -239,6 +240,11 @@ class DecoderBlock(nn.Module):
         return feed(recall(own(x_TM, attend, bias), attend))
 
 
+def _dtype_of(linear: nn.Module, otherwise: Tensor) -> torch.dtype:
+    """Its weight's, which is its first parameter however it is wrapped; one in 8 bits has none and takes what comes."""
+    return next(linear.parameters(), otherwise).dtype
+
+
 class Stack(nn.Module):
     """One side: blocks that share a table of distances, then a norm."""
 
@@ -254,7 +260,7 @@ class Stack(nn.Module):
     def stream_dtype(self) -> torch.dtype:
         """What the residual stream is kept in."""
         last = cast(nn.ModuleList, self.block[0].layer)[-1]
-        return cast(FeedSublayer, last).DenseReluDense.wo.weight.dtype
+        return _dtype_of(cast(FeedSublayer, last).DenseReluDense.wo, self.final_layer_norm.weight)
 
     @property
     def distances(self) -> Tensor:
