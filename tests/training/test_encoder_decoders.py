@@ -70,6 +70,7 @@ def test_a_row_becomes_a_source_and_what_is_said_to_it(tmp_path: Path) -> None:
         answer_example(Continuation("one " * 90, "two"), reading)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's, of transformers
 def test_adapter_learns_and_answers_the_same_in_peft(tmp_path: Path) -> None:
     folder = tiny_pairs.checkpoint(tmp_path / "t5", "t5", std=0.1)
     model, shape, examples = checkpoint.load(folder), LoraShape(r=4), draw((5, 4), (3, 6))
