@@ -205,15 +205,16 @@ class Generator:
         if not beams.is_done:
             self.scheduler.branch(beams, branches)
             return
-        request_id, cached_len = beams.members[0].request_id, beams.members[0].cached_len
+        first = beams.members[0]
+        request_id, cached_len, admitted_at = first.request_id, first.cached_len, first.admitted_at
         for member in beams.members:
             self.scheduler.finish(member)
         for index, answer in enumerate(beams.answers[: beams.params.n]):
             yield wire.Tokens(request_id, index, answer.ids, answer.scores)
             reason = "length" if answer.stop_id is None else "stop"
-            yield wire.Done(request_id, index, reason, answer.stop_id, cached_len, answer.score)
+            yield wire.Done(request_id, index, reason, answer.stop_id, cached_len, admitted_at, answer.score)
         for index in range(len(beams.answers), beams.params.n):  # so much is banned that there are no more
-            yield wire.Done(request_id, index, "length", None, cached_len)
+            yield wire.Done(request_id, index, "length", None, cached_len, admitted_at)
 
     def _scored_events(self, sequences: list[Sequence]) -> Iterator[wire.Event]:
         for sequence in sequences:
