@@ -9,11 +9,11 @@ import structlog
 
 from trefoil import wire
 from trefoil.engine.adapters import BASE, Loaded
-from trefoil.engine.beams import Beams, Branch
 from trefoil.engine.pages import source_salt
 from trefoil.engine.runner import Picks, Runner
 from trefoil.engine.sampler import Pick
 from trefoil.engine.scheduler import Scheduler
+from trefoil.engine.search import Beams, Branch
 from trefoil.engine.sequence import Sequence
 from trefoil_models.config_keys import CheckpointError
 
@@ -199,7 +199,7 @@ class Generator:
             if is_stop or sequence.num_outputs >= sequence.params.max_tokens:
                 yield self._done(sequence, "stop" if is_stop else "length", pick.token if is_stop else None)
 
-    def _beam_events(self, beams: Beams, branches: list[Branch]) -> Iterator[wire.Event]:
+    def _beam_events(self, beams: Beams[Sequence], branches: list[Branch]) -> Iterator[wire.Event]:
         """A search goes on in silence; at its end come the best answers, whole."""
         self.scheduler.totals.generated_tokens += len(branches)
         if not beams.is_done:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from trefoil.engine.adapters import Adapters
-from trefoil.engine.beams import Beams, Branch, grow_all
+from trefoil.engine.beams import grow_all
 from trefoil.engine.graphs import Capture, DecodeGraphs, graph_sizes
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.paged_attend import PagedAttend
 from trefoil.engine.sampler import Pick, Sampler, token_scores
 from trefoil.engine.scheduler import Chunk, Plan
+from trefoil.engine.search import Beams, Branch
 from trefoil.engine.sequence import Sequence
 from trefoil.engine.step import StepInputs
 from trefoil.wire import TokenScore
@@ -28,7 +29,7 @@ class Picks:
     """What a step brought: tokens, continuations of beams, and scores of prompt tokens in order."""
 
     tokens: list[Pick]
-    branches: list[tuple[Beams, list[Branch]]]
+    branches: list[tuple[Beams[Sequence], list[Branch]]]
     prompts: list[tuple[Sequence, list[TokenScore]]]
 
 
@@ -116,7 +117,9 @@ class Runner:
             logits_NV = logits_NV[torch.tensor([n for _, n in takers], dtype=torch.int64, device=logits_NV.device)]
         return Picks(*self._choose(logits_NV, [taker for taker, _ in takers]), [])
 
-    def _choose(self, logits_NV: Tensor, takers: Seq[Sequence]) -> tuple[list[Pick], list[tuple[Beams, list[Branch]]]]:
+    def _choose(
+        self, logits_NV: Tensor, takers: Seq[Sequence]
+    ) -> tuple[list[Pick], list[tuple[Beams[Sequence], list[Branch]]]]:
         """A token for each who takes one alone, and what each search grows to."""
         alone = [n for n, taker in enumerate(takers) if taker.beams is None]
         searching = [n for n, taker in enumerate(takers) if taker.beams is not None]

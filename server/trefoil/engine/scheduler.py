@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from trefoil.engine.beams import Beams, Branch
 from trefoil.engine.pages import PagePool
+from trefoil.engine.search import Beams, Branch
 from trefoil.engine.sequence import Sequence
 from trefoil.engine.sequence_pages import SequencePages
 
@@ -97,7 +97,7 @@ class Scheduler:
         for chunk in plan.chunks:
             chunk.sequence.computed = chunk.end
 
-    def branch(self, beams: Beams, branches: list[Branch]) -> None:
+    def branch(self, beams: Beams[Sequence], branches: list[Branch]) -> None:
         """Go on with these continuations of a search's beams; each holds its parent's pages until it writes."""
         before, beams.members = (
             beams.members,

@@ -1,14 +1,11 @@
 """One answer in the making: its ids, its pages, how far the model has come."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trefoil.engine.search import Beams
 from trefoil.wire import SamplingParams
-
-if TYPE_CHECKING:
-    from trefoil.engine.beams import Beams
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +39,7 @@ class Sequence:
     source_pages: list[int] = field(default_factory=list)
     source_names: list[bytes] = field(default_factory=list)
     is_encoded: bool = False
-    beams: "Beams | None" = None
+    beams: "Beams[Sequence] | None" = None
     copied: tuple[int, int] | None = None
 
     @property
