@@ -12,12 +12,12 @@ RUN apt-get update -q \
  && rm -rf /var/lib/apt/lists/*
 
 FROM base AS build
-ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
-RUN --mount=type=cache,target=/root/.cache python -m venv /venv && /venv/bin/pip install -q uv
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_CACHE_DIR=/cache PIP_CACHE_DIR=/cache
+RUN --mount=type=cache,target=/cache python -m venv /venv && /venv/bin/pip install -q uv
 ARG TORCH_SPEC=torch==2.13.0
 ARG TORCH_INDEX=
 # the heavy layer first: a change of the source costs seconds
-RUN --mount=type=cache,target=/root/.cache --mount=type=bind,from=wheels,target=/wheels \
+RUN --mount=type=cache,target=/cache --mount=type=bind,from=wheels,target=/wheels \
     /venv/bin/uv pip install -q --python /venv/bin/python --find-links /wheels \
     ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} --index-strategy unsafe-best-match "${TORCH_SPEC}"
 WORKDIR /src
@@ -26,7 +26,7 @@ COPY server server
 COPY kernels kernels
 COPY models models
 COPY clients clients
-RUN --mount=type=cache,target=/root/.cache --mount=type=bind,from=wheels,target=/wheels \
+RUN --mount=type=cache,target=/cache --mount=type=bind,from=wheels,target=/wheels \
     /venv/bin/uv pip install -q --python /venv/bin/python --find-links /wheels ".[postgres,otel]" \
  && /venv/bin/uv pip uninstall -q --python /venv/bin/python uv
 
