@@ -56,10 +56,9 @@ class Served:
         raise ServerFailed(f"no {pattern!r} from the server; its last lines:\n{''.join(self.log[-10:])}")
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor seconds so far of the API process and of its engine."""
+        """Processor seconds so far of the API process and of what it started: fork server, engine, worker."""
         api = self.process.pid
-        children = Path(f"/proc/{api}/task/{api}/children").read_text().split()
-        return {"api": cpu_s(api), "engine": sum(cpu_s(int(child)) for child in children)}
+        return {"api": cpu_s(api), "engine": sum(map(cpu_s, descendants(api)))}
 
 
 @contextmanager
@@ -89,6 +88,12 @@ def serve(arguments: Sequence[str], *, before: Sequence[str] = ()) -> Iterator[S
             process.kill()
             process.wait()
         reader.join(STOP_LIMIT_S)
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children, theirs, and so on."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [other for child in children for other in (child, *descendants(child))]
 
 
 def environment() -> dict[str, str]:

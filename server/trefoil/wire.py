@@ -236,6 +236,30 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_json: bool = False
 
 
+LONGEST_FORK = 2**20
+"""Bytes of one message to the fork server; a spec has a few hundred, and more for each adapter."""
+
+
+class Fork(msgspec.Struct, frozen=True, tag=True):
+    """To the fork server: make an engine. `number` is new."""
+
+    number: int
+    spec: EngineSpec
+
+
+class Kill(msgspec.Struct, frozen=True, tag=True):
+    """To the fork server: end that engine at once."""
+
+    number: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """From the fork server: that engine is gone. `status` is its exit status, or minus the signal that ended it."""
+
+    number: int
+    status: int
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to start a training worker. A job's state is saved about every `checkpoint_s` seconds.
 

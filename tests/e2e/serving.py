@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 START_S = 60.0
 POLL_S = 0.02
+ENGINE = "trefoil engine "
 
 
 class Server:
@@ -52,12 +53,8 @@ class Server:
 
     def engines(self) -> dict[str, int]:
         """Process ids of the engines, by model name."""
-        names = {}
-        for pid in children(self.process.pid):
-            words = command_line(pid)
-            if "trefoil.engine.process" in words:
-                names[words[-1]] = pid
-        return names
+        titles = {pid: title(pid) for pid in descendants(self.process.pid)}
+        return {name.removeprefix(ENGINE): pid for pid, name in titles.items() if name.startswith(ENGINE)}
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -114,7 +111,7 @@ def launch(log: Path, *arguments: str, env: Mapping[str, str] | None = None) -> 
     try:
         yield Server(process, log)
     finally:
-        engines = children(process.pid)
+        engines = descendants(process.pid)
         process.terminate()
         try:
             process.wait(timeout=10)
@@ -141,12 +138,17 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def command_line(pid: int) -> list[str]:
-    """A process's arguments; none where it is gone."""
+def descendants(pid: int) -> list[int]:
+    """A process's children, theirs, and so on."""
+    return [other for child in children(pid) for other in (child, *descendants(child))]
+
+
+def title(pid: int) -> str:
+    """What `ps` shows of a process; nothing where it is gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except (FileNotFoundError, ProcessLookupError):
-        return []
+        return ""
 
 
 def is_alive(pid: int) -> bool:

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from e2e.asking import PATH, endless, short, streaming
-from e2e.serving import Server, eventually, is_alive, serving
+from e2e.serving import Server, children, eventually, is_alive, serving
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +88,19 @@ def test_the_sdk_raises_in_mid_stream(server: Server) -> None:
         with pytest.raises(openai.InternalServerError) as caught:
             client.completions.create(model="a", prompt="the", max_tokens=1)
         assert caught.value.status_code == 503
+
+
+def test_the_loss_of_the_fork_server_is_mended_too(server: Server) -> None:
+    server.wait_ready()
+    engines = server.engines()
+    with streaming(server, model="a") as doomed:
+        (fork_server,) = children(server.process.pid)
+        os.kill(fork_server, signal.SIGKILL)
+        assert doomed.rest()[-1]["error"]["code"] == "engine_lost"
+    server.wait_ready()
+    assert short(server, "a").is_success
+    assert short(server, "b").is_success
+    assert not set(engines.values()) & set(server.engines().values())
 
 
 def test_the_end_of_the_server_ends_the_engines(folders: dict[str, Path], log: Path) -> None:

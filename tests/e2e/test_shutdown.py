@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from e2e.asking import short, streaming
-from e2e.serving import Server, children, eventually, is_alive, launch, serving
+from e2e.serving import Server, descendants, eventually, is_alive, launch, serving
 
 pytestmark = pytest.mark.slow
 
@@ -83,8 +83,8 @@ def test_a_signal_while_models_load_ends_the_server_promptly(
     folders: dict[str, Path], log: Path, number: signal.Signals
 ) -> None:
     with launch(log, f"a={folders['a']}", f"b={folders['b']}", *FLAGS) as server:
-        eventually(lambda: children(server.process.pid), within_s=30)
-        engines = children(server.process.pid)
+        eventually(lambda: descendants(server.process.pid), within_s=30)
+        engines = descendants(server.process.pid)
         server.signal(number)
         assert server.exit_status(within_s=5) == 0
         eventually(lambda: not any(map(is_alive, engines)), within_s=5)

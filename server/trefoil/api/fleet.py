@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -12,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import structlog
 import zmq
 import zmq.asyncio
 
 from trefoil import wire
 from trefoil.api.engine_client import EngineClient
+from trefoil.api.engine_processes import EngineProcesses
 from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongTask
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
@@ -123,6 +122,7 @@ class Fleet:
         self._sockets = tempfile.TemporaryDirectory(prefix="trefoil-", dir=socket_folder())
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._num_engines = itertools.count()
+        self._processes = EngineProcesses()
 
     @classmethod
     async def start(cls, settings: Settings, metrics: Metrics) -> "Fleet":
@@ -145,6 +145,7 @@ class Fleet:
         for keeper in self._keepers.values():
             keeper.cancel()
         await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        await self._processes.stop()
         self._context.destroy(linger=0)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._sockets.cleanup()
@@ -292,15 +293,13 @@ class Fleet:
             socket.set_hwm(0)
             socket.bind(address)
         listening = asyncio.create_task(model.engine.listen(inbox, outbox, on_start))
-        process = await start_process(spec)
+        process = await self._processes.start(spec)
         try:
-            status = await process.wait()
+            status = await asyncio.shield(process.ended)
             await _settle(listening)
         finally:
             listening.cancel()
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await self._processes.kill(process)
             model.engine.lose(f"the engine of {model.name} stopped under this request; it is being started again")
             for socket in (inbox, outbox):
                 socket.close(linger=0)
@@ -364,20 +363,6 @@ def engine_spec(
         adapters=adapters,
         log_json=settings.log_json,
     )
-
-
-async def start_process(spec: wire.EngineSpec) -> asyncio.subprocess.Process:
-    """A fresh interpreter running the engine; the spec goes in by standard input, the name only shows it in `ps`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "trefoil.engine.process", spec.name),
-        stdin=asyncio.subprocess.PIPE,
-        env={"THP_MEM_ALLOC_ENABLE": "1", **os.environ},  # torch asks for huge pages for what is large
-    )
-    assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(spec))
-    process.stdin.close()
-    return process
 
 
 async def _settle(listening: Awaitable[None]) -> None:

@@ -1,12 +1,6 @@
-"""An engine process: commands in, one step, one batch of events out, until its parent is gone or asks it to end.
+"""An engine process: commands in, one step, one batch of events out, until its parent is gone or ends it."""
 
-Started by the fleet as `python -m trefoil.engine.process`, the spec as JSON on standard input.
-"""
-
-import ctypes
 import os
-import signal
-import sys
 from dataclasses import dataclass, field
 
 import msgspec
@@ -23,7 +17,6 @@ from trefoil_models.tokenizer import TokenizerError
 log = structlog.get_logger()
 
 IDLE_POLL_MS = 500
-PR_SET_PDEATHSIG = 1
 EXIT_REFUSED = 3
 EXIT_FAILED = 4
 
@@ -79,13 +72,8 @@ def obey(engine: Engine, commands: list[wire.Command]) -> list[wire.Event]:
     return events
 
 
-def main() -> None:
-    """Run one engine; exit status 3 where the model was refused."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent drains first, then ends us
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=wire.EngineSpec)
+def run(spec: wire.EngineSpec, parent: int) -> int:
+    """Run one engine until its parent is gone; the exit status, 3 where the model was refused."""
     configure_logs(as_json=spec.log_json)
     context = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
@@ -98,13 +86,10 @@ def main() -> None:
     except (CheckpointError, TokenizerError) as error:
         line.say(wire.Refused(str(error)))
         context.destroy(linger=2000)
-        raise SystemExit(EXIT_REFUSED) from None
+        return EXIT_REFUSED
     try:
         serve(line, engine, parent)
     except Exception:
         log.exception("engine_failed", model=spec.name)  # the fleet fails our requests and starts us again
-        raise SystemExit(EXIT_FAILED) from None
-
-
-if __name__ == "__main__":
-    main()
+        return EXIT_FAILED
+    return 0
