@@ -35,18 +35,24 @@ class Variant:
 
     name: str
     needs: frozenset[str]
-    march: str
+    target: tuple[str, ...]
 
     @property
     def file_name(self) -> str:
-        text = SOURCE.read_bytes() + " ".join((*FLAGS, self.march)).encode()
+        text = SOURCE.read_bytes() + " ".join((*FLAGS, *self.target)).encode()
         return f"trefoil-{self.name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
 
 
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma"})
 VARIANTS = (
-    Variant("avx512", frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma"}), "x86-64-v4"),
-    Variant("avx2", frozenset({"avx2", "fma", "bmi2", "f16c", "movbe"}), "x86-64-v3"),
-    Variant("asimd", frozenset({"asimd"}), "armv8-a"),
+    Variant(
+        "avx512_bf16",
+        AVX512 | {"avx512_bf16", "avx512_vnni"},
+        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
+    ),
+    Variant("avx512", AVX512, ("-march=x86-64-v4",)),
+    Variant("avx2", frozenset({"avx2", "fma", "bmi2", "f16c", "movbe"}), ("-march=x86-64-v3",)),
+    Variant("asimd", frozenset({"asimd"}), ("-march=armv8-a",)),
 )
 """The best first."""
 
@@ -94,7 +100,7 @@ def build(variant: Variant, folder: Path, compiler: str) -> Path:
     target = folder / variant.file_name
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "native.o", Path(scratch) / "native.so"
-        _run([compiler, *FLAGS, f"-march={variant.march}", "-c", str(SOURCE), "-o", str(made[0])])
+        _run([compiler, *FLAGS, *variant.target, "-c", str(SOURCE), "-o", str(made[0])])
         _run([compiler, "-shared", str(made[0]), "-o", str(made[1]), "-Wl,--no-undefined", *_threads(), "-lm"])
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

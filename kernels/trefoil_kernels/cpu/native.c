@@ -324,7 +324,7 @@ int trefoil_product(const struct product *p) {
 
 /* ---- attention over pages or packed rows ------------------------------------------------------------------------- */
 
-enum { LINES = 48, KEYS = 32, MOST_WIDTH = 256, SPLIT_KEYS = 512 };
+enum { LINES = 48, KEYS = 32, MOST_WIDTH = 256, SPLIT_KEYS = 512, TILE = 6 };
 
 struct attention {
     const void *q, *k, *v;
@@ -433,27 +433,54 @@ INLINE void scale_line(float *line, long padded, float factor) {
     for (long d = 0; d < padded; d += LANES) store(line + d, load(line + d) * all(factor));
 }
 
-/* Bias, mask and running softmax of one line over the tile of keys that begins at `key`; weights replace scores. */
+INLINE floats greater(floats a, floats b) {
+#ifdef __AVX512F__
+    return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    ints is_above = a > b;
+    return (floats)(((ints)a & is_above) | ((ints)b & ~is_above));
+#endif
+}
+
+INLINE float greatest(floats x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* Scale, bias, mask and running softmax of one line over `count` keys from `key` on; weights replace scores, and zeros
+   fill the rest of the `columns`, a multiple of LANES. Gives the factor of what was found before. */
 INLINE float take_scores(
-    const struct attention *a, long head, long position, long key, long count, float *scores, float *most, float *total
+    const struct attention *a, long head, long position, long key, long count, long columns, float scale, float *scores,
+    float *most, float *total
 ) {
     long first = 0, end = count;
     if (a->is_causal) end = least(end, position + 1 - key);
     if (a->window && position - a->window + 1 > key) first = position - a->window + 1 - key;
     if (first >= end) {
-        memset(scores, 0, KEYS * sizeof *scores);
+        memset(scores, 0, columns * sizeof *scores);
         return 1;
     }
     if (a->bias) {
         const float *bias = a->bias + head * a->bias_stride + a->bias_offset + key - position;
-        for (long j = first; j < end; j++) scores[j] += bias[j];
+        for (long j = first; j < end; j++) scores[j] = scores[j] * scale + bias[j];
+        scale = 1;
     }
     for (long j = 0; j < first; j++) scores[j] = -INFINITY;
-    for (long j = end; j < KEYS; j++) scores[j] = -INFINITY;
-    float now = *most;
-    for (long j = first; j < end; j++) now = scores[j] > now ? scores[j] : now;
+    for (long j = end; j < columns; j++) scores[j] = -INFINITY;
+    floats tops = all(-INFINITY);
+    for (long j = 0; j < columns; j += LANES) {
+        floats own = load(scores + j) * all(scale);
+        store(scores + j, own);
+        tops = greater(own, tops);
+    }
+    float now = greatest(tops);
+    now = now > *most ? now : *most;
     floats sums = {0};
-    for (long j = 0; j < KEYS; j += LANES) {
+    for (long j = 0; j < columns; j += LANES) {
         floats weights = exp_below_zero(load(scores + j) - all(now));
         store(scores + j, weights);
         sums += weights;
@@ -469,6 +496,11 @@ INLINE long row_count(const struct attention *a, long n) { return a->row_starts[
 /* Where the sequence's first query row stands among its keys. */
 INLINE long first_position(const struct attention *a, long n) {
     return a->is_causal ? a->num_keys[n] - row_count(a, n) : 0;
+}
+
+/* Is it worth laying the sequence's keys down for its rows? Units hold whole pairs of bfloat16. */
+INLINE int has_many_rows(const struct attention *a, long n) {
+    return row_count(a, n) >= TILE && (a->kind == F32 || a->head_dim % 2 == 0);
 }
 
 INLINE void attend(enum kind kind, const struct attention *a, const struct task *t, struct found *f) {
@@ -495,8 +527,8 @@ INLINE void attend(enum kind kind, const struct attention *a, const struct task 
         for (long line = 0; line < lines; line += 3) {
             score_lines(q + line * padded, k, padded, scores + line);
             for (long m = line; m < least(line + 3, lines); m++) {
-                float kept = take_scores(a, t->head + m % t->heads, position + m / t->heads, key, count, scores[m],
-                                         &f->most[m], &f->total[m]);
+                float kept = take_scores(a, t->head + m % t->heads, position + m / t->heads, key, count, KEYS, 1,
+                                         scores[m], &f->most[m], &f->total[m]);
                 if (kept != 1) scale_line(f->acc + m * padded, padded, kept);
             }
             add_values(v, padded, scores + line, f->acc + line * padded);
@@ -524,7 +556,8 @@ INLINE void merge(enum kind kind, const struct attention *a, const struct task *
 /* Fills `tasks` where there are any; how many there are. Every `parts` tasks in a row share their lines. */
 static long cut(const struct attention *a, long parts, struct task *tasks) {
     long count = 0, group = a->heads / a->kv_heads, most_heads = least(group, LINES), step = LINES / most_heads;
-    for (long n = 0; n < a->sequences; n++)
+    for (long n = 0; n < a->sequences; n++) {
+        if (has_many_rows(a, n)) continue;
         for (long row = (row_count(a, n) - 1) / step * step; row >= 0; row -= step) /* the longest first */
             for (long kv = 0; kv < a->kv_heads; kv++)
                 for (long own = 0; own < group; own += most_heads) {
@@ -541,6 +574,7 @@ static long cut(const struct attention *a, long parts, struct task *tasks) {
                         tasks[count].to = least(t.from + each, t.to);
                     }
                 }
+    }
     return count;
 }
 
@@ -562,13 +596,14 @@ INLINE void run_split(
 }
 
 /* Few lines over many keys are cut along the keys, so that every thread has work; 1 where there is no memory. */
-int trefoil_attention(const struct attention *a) {
+static int attend_few(const struct attention *a) {
     long count = cut(a, 1, NULL), parts = 1, most = 0;
+    if (!count) return 0;
     for (long n = 0; n < a->sequences; n++) most = a->num_keys[n] > most ? a->num_keys[n] : most;
-    if (count && count < 2 * omp_get_max_threads())
+    if (count < 2 * omp_get_max_threads())
         parts = least((2 * omp_get_max_threads() + count - 1) / count, (most + SPLIT_KEYS - 1) / SPLIT_KEYS);
     if (parts < 1) parts = 1;
-    struct task *tasks = malloc((count + 1) * parts * sizeof *tasks);
+    struct task *tasks = malloc(count * parts * sizeof *tasks);
     struct found *found = parts > 1 ? malloc(count * parts * sizeof *found) : NULL;
     int is_short = !tasks || (parts > 1 && !found);
     if (!is_short) {
@@ -582,6 +617,296 @@ int trefoil_attention(const struct attention *a) {
     free(tasks);
     return is_short;
 }
+
+/* ---- attention of many rows: keys and values are laid down once, then TILE lines at a time meet them ------------- */
+
+#ifdef __AVX512F__
+enum { VECS = 4 }; /* with TILE lines 24 of 32 registers add up */
+#else
+enum { VECS = 2 };
+#endif
+enum { SPAN = 512, TASK_ROWS = 192 }; /* keys whose scores a first-level cache holds; rows that lay keys down once */
+
+/* What is multiplied at once: one float32 or two bfloat16. */
+typedef int32_t unit __attribute__((aligned(2), may_alias));
+
+INLINE long whole_lanes(long count) { return (count + LANES - 1) / LANES * LANES; }
+INLINE long per_unit(enum kind kind) { return kind == F32 ? 1 : 2; }
+
+INLINE floats plus_products(enum kind kind, floats sums, ints a, ints b) {
+    if (kind == F32) return sums + (floats)a * (floats)b;
+#ifdef __AVX512BF16__
+    return (floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+    ints high = (ints){0} + (int32_t)0xffff0000;
+    return sums + (floats)(a << 16) * (floats)(b << 16) + (floats)(a & high) * (floats)(b & high);
+#endif
+}
+
+/* out[line][column] (+)= sum over units of left[line][unit] * right[unit][column], for `vecs` vectors of columns. */
+INLINE void multiply_tile(
+    enum kind kind, int vecs, const unit *const *left, const int32_t *right, long right_stride, long units, int adds,
+    float *out, long out_stride
+) {
+    floats sums[TILE][4] = {0};
+    if (adds)
+        UNROLL for (int m = 0; m < TILE; m++)
+            UNROLL for (int c = 0; c < vecs; c++) sums[m][c] = load(out + m * out_stride + c * LANES);
+    for (long u = 0; u < units; u++) {
+        ints own[4];
+        UNROLL for (int c = 0; c < vecs; c++) own[c] = *(const ints_at *)(right + u * right_stride + c * LANES);
+        UNROLL for (int m = 0; m < TILE; m++) {
+            ints x = (ints){0} + left[m][u];
+            UNROLL for (int c = 0; c < vecs; c++) sums[m][c] = plus_products(kind, sums[m][c], x, own[c]);
+        }
+    }
+    UNROLL for (int m = 0; m < TILE; m++)
+        UNROLL for (int c = 0; c < vecs; c++) store(out + m * out_stride + c * LANES, sums[m][c]);
+}
+
+#define MULTIPLY(kind, vecs) \
+    static __attribute__((noinline)) void multiply_##kind##_##vecs( \
+        const unit *const *left, const int32_t *right, long right_stride, long units, int adds, float *out, \
+        long out_stride \
+    ) { multiply_tile(kind, vecs, left, right, right_stride, units, adds, out, out_stride); }
+#define MULTIPLY_OF(kind) MULTIPLY(kind, 1) MULTIPLY(kind, 2) MULTIPLY(kind, 4)
+MULTIPLY_OF(F32)
+MULTIPLY_OF(BF16)
+#undef MULTIPLY_OF
+#define CALL_MULTIPLY(kind, vecs) \
+    multiply_##kind##_##vecs(left, right + at, right_stride, units, adds, out + at, out_stride)
+
+INLINE void multiply(
+    enum kind kind, const unit *const *left, const int32_t *right, long right_stride, long units, long columns,
+    int adds, float *out, long out_stride
+) {
+    for (long at = 0, step; at < columns; at += step) {
+        long vecs = (columns - at) / LANES;
+        step = LANES * (vecs >= VECS ? VECS : vecs >= 2 ? 2 : 1);
+        if (step == LANES && kind == F32) CALL_MULTIPLY(F32, 1);
+        else if (step == LANES) CALL_MULTIPLY(BF16, 1);
+        else if (step == 2 * LANES && kind == F32) CALL_MULTIPLY(F32, 2);
+        else if (step == 2 * LANES) CALL_MULTIPLY(BF16, 2);
+        else if (kind == F32) CALL_MULTIPLY(F32, 4);
+        else CALL_MULTIPLY(BF16, 4);
+    }
+}
+
+INLINE ints picked(ints a, ints b, ints places) {
+#ifdef __clang__
+    ints both[2] = {a, b}, found;
+    for (int i = 0; i < LANES; i++) found[i] = both[places[i] / LANES][places[i] % LANES];
+    return found;
+#else
+    return __builtin_shuffle(a, b, places);
+#endif
+}
+
+/* Rows become columns: at each step blocks of twice the size change places across the diagonal. */
+INLINE void transpose(ints rows[LANES]) {
+    UNROLL for (int step = 1; step < LANES; step *= 2) {
+        ints upper, lower;
+        for (int j = 0; j < LANES; j++) upper[j] = j & step ? LANES + j - step : j;
+        for (int j = 0; j < LANES; j++) lower[j] = j & step ? LANES + j : j + step;
+        UNROLL for (int i = 0; i < LANES; i++) {
+            if (i & step) continue;
+            ints a = rows[i], b = rows[i + step];
+            rows[i] = picked(a, b, upper);
+            rows[i + step] = picked(a, b, lower);
+        }
+    }
+}
+
+/* LANES units of a row that has `count` more, zeros beyond. */
+INLINE ints units_from(const unit *row, long count) {
+    if (count >= LANES) return *(const ints_at *)row;
+    ints some = {0};
+    memcpy(&some, row, count * sizeof *row);
+    return some;
+}
+
+/* LANES bfloat16 of a row that has `count` more, each in the lower half of a unit. */
+INLINE ints halves_from(const uint16_t *row, long count) {
+    uint16_t some[LANES] = {0};
+    if (count < LANES) memcpy(some, row, count * sizeof *row);
+    return __builtin_convertvector(*(const halves_at *)(count < LANES ? some : row), ints);
+}
+
+/* One group's lines of one sequence: rows [row, row + rows) and the keys [from, to) that any of them may see. */
+struct stretch {
+    long sequence, kv_head, row, rows, from, to;
+};
+
+/* The keys in blocks of SPAN as [unit][key], the values as [unit of keys][width]. */
+struct laid {
+    int32_t *keys, *values;
+};
+
+INLINE const void *key_row(
+    enum kind kind, const struct attention *a, const void *base, const struct stretch *s, long key
+) {
+    long at = key_slot(a, s->sequence, key) * a->kv_stride + s->kv_head * a->head_dim;
+    return shifted(kind, base, at);
+}
+
+INLINE void lay_keys(enum kind kind, const struct attention *a, const struct stretch *s, int32_t *keys) {
+    long units = a->head_dim / per_unit(kind);
+    for (long key = s->from; key < s->to; key += LANES) {
+        const unit *rows[LANES];
+        long count = least(LANES, s->to - key), at = key - s->from;
+        for (long j = 0; j < count; j++) rows[j] = key_row(kind, a, a->k, s, key + j);
+        int32_t *block = keys + at / SPAN * SPAN * units + at % SPAN;
+        for (long u = 0; u < units; u += LANES) {
+            ints square[LANES] = {0};
+            for (long j = 0; j < count; j++) square[j] = units_from(rows[j] + u, units - u);
+            transpose(square);
+            for (long i = 0; i < least(LANES, units - u); i++)
+                *(ints_at *)(block + (u + i) * SPAN) = square[i];
+        }
+    }
+}
+
+INLINE void lay_values(enum kind kind, const struct attention *a, const struct stretch *s, int32_t *values) {
+    long width = a->head_dim, padded = whole_lanes(width);
+    for (long key = s->from; key < s->to; key += per_unit(kind), values += padded) {
+        const void *own = key_row(kind, a, a->v, s, key);
+        const void *next = kind == BF16 && key + 1 < s->to ? key_row(kind, a, a->v, s, key + 1) : NULL;
+        for (long d = 0; d < width; d += LANES) {
+            ints both = kind == F32 ? units_from((const unit *)own + d, width - d)
+                                    : halves_from((const uint16_t *)own + d, width - d);
+            if (next) both |= halves_from((const uint16_t *)next + d, width - d) << 16;
+            *(ints_at *)(values + d) = both;
+        }
+    }
+}
+
+INLINE void put_lanes(enum kind kind, void *row, long at, long count, floats x) {
+    if (kind == F32 && count >= LANES) {
+        store((float *)row + at, x);
+        return;
+    }
+#ifdef __AVX512BF16__
+    if (kind == BF16 && count >= LANES) {
+        _mm256_storeu_si256((__m256i *)((uint16_t *)row + at), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+        return;
+    }
+#endif
+    for (long i = 0; i < least(count, LANES); i++) put(kind, row, at + i, x[i]);
+}
+
+/* Weights become bfloat16 where they lie. */
+INLINE void narrow_line(float *line, long columns) {
+    for (long j = 0; j < columns; j += LANES) put_lanes(BF16, line, j, LANES, load(line + j));
+}
+
+/* `lines` of a stretch's lines from `line` on: line i is head i % group of row i / group. */
+INLINE void attend_tile(
+    enum kind kind, const struct attention *a, const struct stretch *s, const struct laid *laid, long line, long lines
+) {
+    long group = a->heads / a->kv_heads, width = a->head_dim, padded = whole_lanes(width);
+    long units = width / per_unit(kind);
+    long start = a->row_starts[s->sequence] + s->row, position = first_position(a, s->sequence) + s->row;
+    float scores[TILE][SPAN], acc[TILE][MOST_WIDTH], most[TILE], total[TILE] = {0};
+    const unit *queries[TILE], *weights[TILE];
+    for (long m = 0; m < TILE; m++) {
+        long own = line + least(m, lines - 1);
+        long head = s->kv_head * group + own % group;
+        queries[m] = shifted(kind, a->q, (start + own / group) * a->q_stride + head * width);
+        weights[m] = (const unit *)scores[m];
+        most[m] = -INFINITY;
+    }
+    long to = s->to;
+    if (a->is_causal) to = least(to, position + (line + lines - 1) / group + 1);
+    for (long key = s->from; key < to; key += SPAN) {
+        long count = least(SPAN, to - key), columns = whole_lanes(count), at = key - s->from;
+        multiply(kind, queries, laid->keys + at * units, SPAN, units, columns, 0, scores[0], SPAN);
+        for (long m = 0; m < lines; m++) {
+            long row = (line + m) / group, head = s->kv_head * group + (line + m) % group;
+            float kept = take_scores(a, head, position + row, key, count, columns, a->scale, scores[m],
+                                     &most[m], &total[m]);
+            if (kept != 1 && at) scale_line(acc[m], padded, kept);
+            if (kind == BF16) narrow_line(scores[m], columns);
+        }
+        long pairs = (count + per_unit(kind) - 1) / per_unit(kind);
+        const int32_t *values = laid->values + at / per_unit(kind) * padded;
+        multiply(kind, weights, values, padded, pairs, padded, at > 0, acc[0], MOST_WIDTH);
+    }
+    for (long m = 0; m < lines; m++) {
+        long row = start + (line + m) / group, head = s->kv_head * group + (line + m) % group;
+        void *out = (char *)a->out + (row * a->heads + head) * width * (kind == F32 ? 4 : 2);
+        for (long d = 0; d < width; d += LANES) put_lanes(kind, out, d, width - d, load(acc[m] + d) / all(total[m]));
+    }
+}
+
+INLINE void attend_stretch(
+    enum kind kind, const struct attention *a, const struct stretch *s, const struct laid *laid
+) {
+    long lines = s->rows * (a->heads / a->kv_heads);
+    lay_keys(kind, a, s, laid->keys);
+    lay_values(kind, a, s, laid->values);
+    for (long line = 0; line < lines; line += TILE) attend_tile(kind, a, s, laid, line, least(TILE, lines - line));
+}
+
+static void attend_stretch_F32(const struct attention *a, const struct stretch *s, const struct laid *laid) {
+    attend_stretch(F32, a, s, laid);
+}
+
+static void attend_stretch_BF16(const struct attention *a, const struct stretch *s, const struct laid *laid) {
+    attend_stretch(BF16, a, s, laid);
+}
+
+/* Fills `stretches` where there are any; how many there are. */
+static long cut_stretches(const struct attention *a, struct stretch *stretches) {
+    long count = 0;
+    for (long n = 0; n < a->sequences; n++) {
+        if (!has_many_rows(a, n)) continue;
+        for (long row = (row_count(a, n) - 1) / TASK_ROWS * TASK_ROWS; row >= 0; row -= TASK_ROWS) {
+            struct stretch s = {n, 0, row, least(TASK_ROWS, row_count(a, n) - row), 0, a->num_keys[n]};
+            long position = first_position(a, n) + row;
+            if (a->is_causal) s.to = position + s.rows;
+            if (a->window && position + 1 > a->window) s.from = position + 1 - a->window;
+            for (s.kv_head = 0; s.kv_head < a->kv_heads; s.kv_head++, count++)
+                if (stretches) stretches[count] = s;
+        }
+    }
+    return count;
+}
+
+/* 1 where there is no memory. */
+static int attend_many(const struct attention *a) {
+    long count = cut_stretches(a, NULL), most = 0, units = a->head_dim / per_unit(a->kind);
+    if (!count) return 0;
+    struct stretch *stretches = malloc(count * sizeof *stretches);
+    if (!stretches) return 1;
+    cut_stretches(a, stretches);
+    for (long i = 0; i < count; i++) {
+        long keys = stretches[i].to - stretches[i].from;
+        most = keys > most ? keys : most;
+    }
+    long spans = (most + SPAN - 1) / SPAN * SPAN;
+    int is_short = 0;
+#pragma omp parallel if (count > 1)
+    {
+        struct laid laid = {
+            aligned_alloc(64, spans * units * sizeof *laid.keys),
+            aligned_alloc(64, spans / per_unit(a->kind) * whole_lanes(a->head_dim) * sizeof *laid.values),
+        };
+        if (!laid.keys || !laid.values) is_short = 1;
+#pragma omp for schedule(dynamic, 1)
+        for (long i = 0; i < count; i++) {
+            if (!laid.keys || !laid.values) continue;
+            if (a->kind == F32) attend_stretch_F32(a, stretches + i, &laid);
+            else attend_stretch_BF16(a, stretches + i, &laid);
+        }
+        free(laid.keys);
+        free(laid.values);
+    }
+    free(stretches);
+    return is_short;
+}
+
+/* 0, or 1 where there is no memory. */
+int trefoil_attention(const struct attention *a) { return attend_many(a) || attend_few(a); }
 
 /* ---- small steps between the products ---------------------------------------------------------------------------- */
 
@@ -613,7 +938,9 @@ void trefoil_rms_norm(
     }
 }
 
-INLINE void turn_head(enum kind kind, const void *x, void *out, const float *cosine, const float *sine, long half, long width) {
+INLINE void turn_head(
+    enum kind kind, const void *x, void *out, const float *cosine, const float *sine, long half, long width
+) {
     for (long i = 0; i < half; i++) {
         float first = number(kind, x, i), second = number(kind, x, half + i);
         put(kind, out, i, first * cosine[i] - second * sine[i]);

@@ -73,3 +73,11 @@ def test_torch_without_the_library_gives_the_same(
     native = packed_attention(*args, mask=mask, scale=0.2, bias=bias)
     monkeypatch.setattr(library, "native", lambda: None)
     assert_close(native, packed_attention(*args, mask=mask, scale=0.2, bias=bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("D", [12, 32, 80])
+def test_sequences_longer_than_a_span_of_keys(D: int, dtype: torch.dtype) -> None:
+    lens = (1100, 6, 513)
+    for mask in (Mask.FULL, Mask.CAUSAL, Mask(window=70)):
+        assert_same(*draw(lens, 4, 2, D, dtype), lens, mask)
