@@ -3,6 +3,7 @@
 Roles and added tokens are `tokenizer_files`' business.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
@@ -64,9 +65,12 @@ def albert(model: SentencePieceModel, *, lowercase: bool, keeps_accents: bool) -
     return _with_metaspace(backend)
 
 
-def xlm_roberta(model: SentencePieceModel) -> tokenizers.Tokenizer:
-    """XLM-RoBERTa's sentencepiece.bpe.model: fairseq's tokens first, the pieces one place later, the mask last."""
-    vocabulary = [*FAIRSEQ, *_vocabulary(model)[3:], ("<mask>", 0.0)]
+def xlm_roberta(model: SentencePieceModel, *, languages: Iterable[str] = ()) -> tokenizers.Tokenizer:
+    """XLM-RoBERTa's sentencepiece.bpe.model: fairseq's tokens first, the pieces one place later, the mask last.
+
+    mBART has the codes of its languages before the mask.
+    """
+    vocabulary = [*FAIRSEQ, *_vocabulary(model)[3:], *((code, 0.0) for code in languages), ("<mask>", 0.0)]
     backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
     if model.charsmap:
         backend.normalizer = normalizers.Precompiled(model.charsmap)

@@ -1,7 +1,7 @@
 """A folder's tokenizer files, whichever kind it has, into the parts of a `Tokenizer`; imports no torch.
 
 Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or `vocab.txt`, or a SentencePiece model: LLaMA's
-`tokenizer.model`, T5's or ALBERT's `spiece.model`, XLM-RoBERTa's `sentencepiece.bpe.model`.
+`tokenizer.model`, T5's or ALBERT's `spiece.model`, XLM-RoBERTa's or mBART's `sentencepiece.bpe.model`.
 """
 
 import json
@@ -22,6 +22,7 @@ from trefoil_models.encoder_tokenizers import (
     word_pieces,
     xlm_roberta,
 )
+from trefoil_models.mbart_tokenizer import DEFAULT_CODE, frame_before, frame_behind, mbart, mbart_50
 from trefoil_models.sentencepiece_model import DummyPrefix, SentencePieceModel, build
 
 # How Qwen2 cuts text before BPE (GPT-2's way, save that every digit stands alone and newlines stay with punctuation).
@@ -226,9 +227,23 @@ def _from_spiece(folder: Path, config: _Config) -> Parts:
     return _framed(backend, config.with_defaults(ALBERT_ROLES), frame_typed)
 
 
-def _from_xlm_roberta(folder: Path, config: _Config) -> Parts:
+def _from_sentencepiece_bpe(folder: Path, config: _Config) -> Parts:
+    """XLM-RoBERTa's file, or mBART's of the same name."""
+    if config.family in _MBART:
+        return _from_mbart(folder, config)
     backend = xlm_roberta(_parsed(folder / "sentencepiece.bpe.model"))
     return _framed(backend, config.with_defaults(ANGLE_ROLES), frame_doubled)
+
+
+def _from_mbart(folder: Path, config: _Config) -> Parts:
+    """With the code of the language that the folder reads by default."""
+    build_from, frame = _MBART[config.family]
+    backend, config = build_from(_parsed(folder / "sentencepiece.bpe.model")), config.with_defaults(ANGLE_ROLES)
+    roles = config.roles()
+    _add_tokens(backend, config, roles)
+    code, eos = str(config.values.get("src_lang") or DEFAULT_CODE), roles.eos or "</s>"
+    frame(backend, (code, _required(backend, code)), (eos, _required(backend, eos)))
+    return Parts(backend, roles)
 
 
 def _framed(backend: tokenizers.Tokenizer, config: _Config, frame: _Frame) -> Parts:
@@ -289,18 +304,20 @@ _SOURCES = {
     ("vocab.json", "merges.txt"): _from_byte_pairs,
     ("tokenizer.model",): _from_sentencepiece,
     ("spiece.model",): _from_spiece,
-    ("sentencepiece.bpe.model",): _from_xlm_roberta,
+    ("sentencepiece.bpe.model",): _from_sentencepiece_bpe,
     ("vocab.txt",): _from_word_pieces,
 }
 
 _CLASSES = {
     "roberta": "RobertaTokenizer",
     "bart": "BartTokenizer",
+    "mbart": "MBartTokenizer",
     "albert": "AlbertTokenizer",
     "qwen2": "Qwen2Tokenizer",
 }
 """The tokenizer of a model_type, where tokenizer_config.json does not name it and the files do not tell."""
 
+_MBART = {"MBartTokenizer": (mbart, frame_behind), "MBart50Tokenizer": (mbart_50, frame_before)}
 _GPT2_ROLES = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
 _BYTE_PAIR_ROLES = {
     "Qwen2Tokenizer": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
