@@ -106,28 +106,27 @@ def _low(keys: Keys, layer: str, pair: dict[str, Tensor], model: Model) -> LowRa
     if pair.keys() != {"A", "B"}:
         raise CheckpointError(f"{WEIGHTS}: layer {layer} has only its lora_{next(iter(pair))}")
     down_RM, up_OR = pair["A"], pair["B"]
-    weight = _weight(model, layer)
+    shape = _weight_shape(model, layer)
     wanted = (up_OR.shape[0], down_RM.shape[1])
-    if down_RM.dim() != 2 or up_OR.dim() != 2 or down_RM.shape[0] != up_OR.shape[1] or wanted != tuple(weight.shape):
+    if down_RM.dim() != 2 or up_OR.dim() != 2 or down_RM.shape[0] != up_OR.shape[1] or wanted != shape:
         raise CheckpointError(
             f"{WEIGHTS}: layer {layer} is adapted by {list(down_RM.shape)} and {list(up_OR.shape)}, "
-            f"the model's weight is {list(weight.shape)}"
+            f"the model's weight is {list(shape)}"
         )
     alpha = _pattern(keys, "alpha_pattern", layer, keys.number("lora_alpha", 8.0))
     rank = down_RM.shape[0]
     return LowRank(down_RM, up_OR, alpha / (math.sqrt(rank) if keys.flag("use_rslora", False) else rank))
 
 
-def _weight(model: Any, layer: str) -> Tensor:
+def _weight_shape(model: Any, layer: str) -> tuple[int, int]:
     try:
         module = model.get_submodule(layer)
     except AttributeError:
         raise CheckpointError(f"{WEIGHTS}: the model has no layer {layer}") from None
     module = module.base if isinstance(module, Wrapped) else module
-    weight = module.weight
-    if isinstance(module, Embedding | NextToken) or not isinstance(weight, Tensor) or weight.dim() != 2:
+    if not isinstance(module, nn.Linear | PackedLinear):
         raise CheckpointError(f"{WEIGHTS}: {layer} is no linear layer within the model; only these can be adapted")
-    return weight
+    return module.out_features, module.in_features
 
 
 def _pattern(keys: Keys, name: str, layer: str, default: float) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
 from trefoil_kernels.layer_norm import layer_norm
 from trefoil_kernels.linear import linear
+from trefoil_kernels.packed_linear import Weight, products
 from trefoil_kernels.rms_norm import add_rms_norm, rms_norm
 
 
@@ -21,6 +22,24 @@ class Linear(nn.Linear):
 
 class WideLinear(Linear):
     """A Linear whose products overflow float16: its weight stays in float32 where the others become float16."""
+
+
+class PackedLinear(nn.Module):
+    """What stands in a linear layer's place when its weight was laid out for the CPU, whole or in fewer bits."""
+
+    def __init__(self, base: nn.Linear, weight: Weight) -> None:
+        super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight = weight
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        return self.weight.times(x_TM)
+
+
+def side_by_side(x_TM: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What each linear layer makes of the same rows; in one go where all of them are packed."""
+    packed = [layer.weight for layer in layers if isinstance(layer, PackedLinear)]
+    return products(x_TM, packed) if len(packed) == len(layers) else [layer(x_TM) for layer in layers]
 
 
 class Embedding(nn.Embedding):
@@ -69,7 +88,8 @@ class GatedMLP(nn.Module):
         self.down_proj = Linear(inner, width, bias=bias)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return self.down_proj(gated_act(self.gate_proj(x_TM), self.up_proj(x_TM), self.activation))
+        gate_TF, up_TF = side_by_side(x_TM, self.gate_proj, self.up_proj)
+        return self.down_proj(gated_act(gate_TF, up_TF, self.activation))
 
 
 class PlainMLP(nn.Module):

@@ -1,4 +1,4 @@
-"""Compiles `native.c` with the system's compiler, once for each instruction set and text, into a cache folder.
+"""Compiles the C files beside it with the system's compiler, once for each instruction set and text, into a cache folder.
 
     python -m trefoil_kernels.cpu.build        every variant into the package's own folder, as an image does when made
 
@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCE = HERE / "native.c"
+SOURCES = (HERE / "native.c", HERE / "packed.c")
+HEADER = HERE / "vectors.h"
 PREBUILT = HERE / "built"
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11", "-fopenmp", "-fPIC")
 TIME_LIMIT_S = 120.0
@@ -39,7 +40,7 @@ class Variant:
 
     @property
     def file_name(self) -> str:
-        text = SOURCE.read_bytes() + " ".join((*FLAGS, *self.target)).encode()
+        text = b"".join(path.read_bytes() for path in (*SOURCES, HEADER)) + " ".join((*FLAGS, *self.target)).encode()
         return f"trefoil-{self.name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
 
 
@@ -99,13 +100,15 @@ def build(variant: Variant, folder: Path, compiler: str) -> Path:
     """Compile one variant into a folder. Raises NativeUnavailable with the compiler's first words."""
     target = folder / variant.file_name
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "native.o", Path(scratch) / "native.so"
-        _run([compiler, *FLAGS, *variant.target, "-c", str(SOURCE), "-o", str(made[0])])
-        _run([compiler, "-shared", str(made[0]), "-o", str(made[1]), "-Wl,--no-undefined", *_threads(), "-lm"])
+        objects, made = [], Path(scratch) / "native.so"
+        for source in SOURCES:
+            objects.append(str(Path(scratch) / f"{source.stem}.o"))
+            _run([compiler, *FLAGS, *variant.target, "-c", str(source), "-o", objects[-1]])
+        _run([compiler, "-shared", *objects, "-o", str(made), "-Wl,--no-undefined", *_threads(), "-lm"])
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             part = Path(tempfile.mkstemp(dir=folder, prefix=".part-")[1])
-            shutil.copyfile(made[1], part)
+            shutil.copyfile(made, part)
             part.replace(target)
         except OSError as error:
             raise NativeUnavailable(f"{folder} cannot be written: {error.strerror}") from error

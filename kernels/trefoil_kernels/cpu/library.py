@@ -1,4 +1,4 @@
-"""The door to `native.c`: raw pointers of CPU tensors in, tensors out. What it cannot do is left to torch.
+"""The door to the C files: raw pointers of CPU tensors in, tensors out. What it cannot do is left to torch.
 
 `native_for(tensors)` is what the kernels ask: the library where it serves these tensors, else None. It is built and
 checked at the first question of a process; where that fails, one log line says why and torch serves everything.
@@ -29,6 +29,9 @@ from trefoil_kernels.masks import Mask
 log = structlog.get_logger()
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+INT4 = 3
+NIBBLE_GROUP = 32
+"""How many 4-bit values of an output share a scale."""
 WIDEST_HEAD = 256
 """What the attention keeps on its stack is sized for this."""
 CHECK_BOUND = 1e-4
@@ -42,6 +45,22 @@ class _Product(ctypes.Structure):
     _fields_ = [
         *((name, Pointer) for name in ("x", "weight", "bias", "out", "scales")),
         *((name, Long) for name in ("rows", "x_stride", "outs", "width")),
+        *((name, Int) for name in ("kind", "weight_kind")),
+    ]
+
+
+class _PackedWeight(ctypes.Structure):
+    """struct packed_weight"""
+
+    _fields_ = [*((name, Pointer) for name in ("data", "bias", "scales", "out")), ("outs", Long)]
+
+
+class _Packed(ctypes.Structure):
+    """struct packed"""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("x", "weights")),
+        *((name, Long) for name in ("count", "rows", "x_stride", "width")),
         *((name, Int) for name in ("kind", "weight_kind")),
     ]
 
@@ -82,6 +101,24 @@ class Biases:
     offset: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A weight as `Native.pack` laid it out, and the bias (of x's dtype) and float32 scales that go with its outputs."""
+
+    data: Tensor
+    kind: int
+    outs: int
+    bias_F: Tensor | None = None
+    scales_F: Tensor | None = None
+
+    @property
+    def extras(self) -> tuple[int | None, int | None]:
+        return (
+            None if self.bias_F is None else self.bias_F.data_ptr(),
+            None if self.scales_F is None else self.scales_F.data_ptr(),
+        )
+
+
 class Native:
     """The functions of a loaded library. Arguments must be as `native_for` and each method say."""
 
@@ -92,6 +129,9 @@ class Native:
         except OSError as error:
             raise NativeUnavailable(f"{path} cannot be loaded: {error}") from error
         self._product = _function(library, "product", [Pointer], Int)
+        self._packed_bytes = _function(library, "packed_bytes", [Int, Long, Long], Long)
+        self._pack = _function(library, "pack", [Int, Pointer, Pointer, Pointer, Long, Long])
+        self._packed_product = _function(library, "packed_product", [Pointer], Int)
         self._attention = _function(library, "attention", [Pointer], Int)
         self._rms_norm = _function(library, "rms_norm", [Int, Pointer, Pointer, Pointer, Long, Long, Long, Float])
         self._rotary = _function(library, "rotary", [Int, *[Pointer] * 4, *[Long] * 5])
@@ -123,6 +163,40 @@ class Native:
         )
         _check(self._product(ctypes.byref(asked)))
         return out_TF
+
+    def packs(self, kind: int) -> bool:
+        """Does this library multiply with packed weights of that kind?"""
+        return bool(self._packed_bytes(kind, 1, 1))
+
+    def pack(self, values_FM: Tensor, kind: int, scales_FG: Tensor | None = None) -> Tensor | None:
+        """The weight as `packed_products` reads it; None where this library multiplies no such kind.
+
+        Values are of the kind's dtype, 4-bit ones int8 from -8 to 7 with float16 scales for each group of 32.
+        """
+        if not self.packs(kind):
+            return None
+        outs, width = values_FM.shape
+        packed = torch.empty(self._packed_bytes(kind, outs, width), dtype=torch.uint8)
+        scales = None if scales_FG is None else scales_FG.contiguous().data_ptr()
+        self._pack(kind, values_FM.contiguous().data_ptr(), scales, packed.data_ptr(), outs, width)
+        return packed
+
+    def packed_products(self, x_TM: Tensor, weights: Sequence[Packed]) -> list[Tensor]:
+        """x @ weight.T * scales + bias for each of these weights, which are of one kind and width."""
+        rows, width = x_TM.shape
+        outs = [torch.empty(rows, weight.outs, dtype=x_TM.dtype) for weight in weights]
+        told = (_PackedWeight * len(weights))(
+            *[
+                (weight.data.data_ptr(), *weight.extras, out.data_ptr(), weight.outs)
+                for weight, out in zip(weights, outs, strict=True)
+            ]
+        )
+        kind, weight_kind = KINDS[x_TM.dtype], weights[0].kind
+        asked = _Packed(
+            x_TM.data_ptr(), ctypes.addressof(told), len(told), rows, x_TM.stride(0), width, kind, weight_kind
+        )
+        _check(self._packed_product(ctypes.byref(asked)))
+        return outs
 
     def attention(
         self, q_THD: Tensor, keys: Keys, starts_N1: Tensor, *, mask: Mask, scale: float, bias: Biases | None = None
@@ -288,6 +362,10 @@ def _prove(native: Native) -> None:
         (native.product(x_TM, weight_FM.bfloat16()), x_TM @ weight_FM.bfloat16().float().T),
         (full, wanted),
     ]
+    data = native.pack(weight_FM, KINDS[torch.float32])
+    if data is not None:
+        (packed,) = native.packed_products(x_TM, [Packed(data, KINDS[torch.float32], len(weight_FM))])
+        pairs.append((packed, x_TM @ weight_FM.T))
     if not all(torch.allclose(own, right, rtol=CHECK_BOUND, atol=CHECK_BOUND) for own, right in pairs):
         raise NativeUnavailable(f"the {native.variant} library computes wrong numbers on this machine")
 

@@ -4,79 +4,18 @@
    that one text serves every instruction set. Weights keep the order they have in files ([out, in]); a product is a dot
    along `in`. How many rows, outputs or keys share a register tile is decided by how many registers there are. */
 
-#include <math.h>
-#include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+#include "vectors.h"
 
 #ifdef __AVX512F__
-enum { LANES = 16, ROWS = 4, OUTS = 6 }; /* 24 of 32 registers add up */
+enum { ROWS = 4, OUTS = 6 }; /* 24 of 32 registers add up */
 #else
-enum { LANES = 8, ROWS = 3, OUTS = 3 }; /* 9 of 16: with 12 the lines no longer stay in registers */
+enum { ROWS = 3, OUTS = 3 }; /* 9 of 16: with 12 the lines no longer stay in registers */
 #endif
 enum { PAIR = 2 * LANES, DEPTH = 4, AHEAD_BYTES = 2048 };
 
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef float quads __attribute__((vector_size(16)));
 typedef int32_t quad_places __attribute__((vector_size(16)));
-typedef float floats_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints_at __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef uint16_t halves_at __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-
-enum kind { F32 = 0, BF16 = 1, INT8 = 2 };
-
-INLINE floats load(const float *at) { return *(const floats_at *)at; }
-INLINE void store(float *at, floats x) { *(floats_at *)at = x; }
-INLINE floats all(float x) { return x - (floats){0}; }
-
-INLINE float widened(uint16_t x) {
-    union { uint32_t bits; float value; } both = {(uint32_t)x << 16};
-    return both.value;
-}
-
-/* to the nearest, ties to even; NaN stays NaN */
-INLINE uint16_t narrowed(float x) {
-    union { float value; uint32_t bits; } both = {x};
-    if (x != x) return 0x7fc0;
-    return (uint16_t)((both.bits + 0x7fff + ((both.bits >> 16) & 1)) >> 16);
-}
-
-INLINE quads folded(floats x) {
-    quads parts[LANES / 4], total;
-    memcpy(parts, &x, sizeof x);
-    total = parts[0];
-    UNROLL for (int i = 1; i < LANES / 4; i++) total += parts[i];
-    return total;
-}
-
-INLINE float sum(floats x) {
-    quads four = folded(x);
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-/* Number `at` of a row that holds any kind. */
-INLINE float number(enum kind kind, const void *row, long at) {
-    if (kind == F32) return ((const float *)row)[at];
-    if (kind == BF16) return widened(((const uint16_t *)row)[at]);
-    return (float)((const int8_t *)row)[at];
-}
-
-INLINE void put(enum kind kind, void *row, long at, float x) {
-    if (kind == F32) ((float *)row)[at] = x;
-    else ((uint16_t *)row)[at] = narrowed(x);
-}
-
-INLINE const void *shifted(enum kind kind, const void *base, long count) {
-    return (const char *)base + count * (kind == F32 ? 4 : kind == BF16 ? 2 : 1);
-}
 
 /* LANES signed bytes as float32; compilers take convertvector from bytes apart into single numbers. */
 INLINE floats widened_bytes(const int8_t *at) {
@@ -227,10 +166,8 @@ struct product {
 };
 
 enum { OUT_BLOCK = 96, ROW_BLOCK = 96, WIDTH_BLOCK = 1024 }; /* what a second-level and a first-level cache hold */
-enum { SMALL_WORK = 1 << 15 }; /* multiplications for which waking another thread does not pay */
 
 INLINE long whole_pairs(long width) { return (width + PAIR - 1) / PAIR * PAIR; }
-INLINE long least(long a, long b) { return a < b ? a : b; }
 
 /* Adds a tile of outputs by rows, over a part of the width that begins at `from`, to totals[row * OUT_BLOCK + out]. */
 INLINE void add_tile(

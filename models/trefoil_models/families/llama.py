@@ -17,7 +17,7 @@ from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken
-from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
+from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm, side_by_side
 from trefoil_models.rotary_scaling import Rotary, Scaling, read_scaling
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -131,9 +131,10 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.eps) if config.has_qk_norm else nn.Identity()
 
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
-        q_THD = self.q_norm(self.q_proj(x_TM).unflatten(-1, (-1, self.head_dim)))
-        k_TGD = self.k_norm(self.k_proj(x_TM).unflatten(-1, (-1, self.head_dim)))
-        v_TGD = self.v_proj(x_TM).unflatten(-1, (-1, self.head_dim))
+        q_TW, k_TW, v_TW = side_by_side(x_TM, self.q_proj, self.k_proj, self.v_proj)
+        q_THD = self.q_norm(q_TW.unflatten(-1, (-1, self.head_dim)))
+        k_TGD = self.k_norm(k_TW.unflatten(-1, (-1, self.head_dim)))
+        v_TGD = v_TW.unflatten(-1, (-1, self.head_dim))
         scale = self.head_dim**-0.5
         out_THD = attend.own(self.site, q_THD, k_TGD, v_TGD, mask=self.mask, scale=scale, turn=turn)
         return self.o_proj(out_THD.flatten(1))
