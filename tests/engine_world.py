@@ -12,6 +12,7 @@ from trefoil.engine.graphs import Capture
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.startup import build_generator
 from trefoil_models import checkpoint
+from trefoil_models.packing import pack
 
 
 def generator(
@@ -27,6 +28,7 @@ def generator(
 ) -> Generator:
     """A float32 engine without a process."""
     model = checkpoint.load(folder, dtype=torch.float32)
+    pack(model)
     longest = min(model.config.longest, pages * page_size)
     memory = MemoryPlan(pages, page_size, 1, longest, longest if model.kind == "encoder-decoder" else 0)
     return build_generator(

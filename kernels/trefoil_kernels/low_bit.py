@@ -1,7 +1,7 @@
 """Products with weights of 8 and of 4 bits, symmetric, to the nearest (Jacob et al., arXiv 1712.05877).
 
-    8 bits   weight[f, m] = scale[f] * value[f, m],          value in -127 .. 127,  scale[f] = max_m |weight[f, m]| / 127
-    4 bits   weight[f, m] = scale[f, m // 32] * value[f, m], value in -8 .. 7,      scale = the group's greatest / -8
+    8 bits   weight[f, m] = scale[f] * value[f, m],          value in -127 .. 127, scale[f] = max_m |weight[f, m]| / 127
+    4 bits   weight[f, m] = scale[f, m // 32] * value[f, m], value in -8 .. 7,     scale = the farthest of 32 / -8
 
 Where the processor multiplies bytes (AVX-512 VNNI), activations are rounded to 8 bits on the way, with a scale for each
 group of a row: 128 numbers with 8-bit weights, 32 with 4-bit ones. Elsewhere they keep their dtype.

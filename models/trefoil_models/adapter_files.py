@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trefoil_models.checkpoint import Model
 from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.heads import NextToken
-from trefoil_models.layers import Embedding
+from trefoil_models.layers import PackedLinear
 from trefoil_models.lora import ALL_LINEAR, LoraShape, LowRank, Wrapped, wrapped_layers
 from trefoil_models.model_folder import ADAPTER_CONFIG, read_json
 from trefoil_models.weight_files import SafetensorsFile

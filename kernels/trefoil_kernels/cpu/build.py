@@ -1,4 +1,4 @@
-"""Compiles the C files beside it with the system's compiler, once for each instruction set and text, into a cache folder.
+"""Compiles the C files beside it with the system's compiler, once for each instruction set and text, into a cache.
 
     python -m trefoil_kernels.cpu.build        every variant into the package's own folder, as an image does when made
 

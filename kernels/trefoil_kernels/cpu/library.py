@@ -103,7 +103,7 @@ class Biases:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A weight as `Native.pack` laid it out, and the bias (of x's dtype) and float32 scales that go with its outputs."""
+    """A weight as `Native.pack` laid it out, with its bias (of x's dtype) and float32 scales, one an output."""
 
     data: Tensor
     kind: int
@@ -177,8 +177,9 @@ class Native:
             return None
         outs, width = values_FM.shape
         packed = torch.empty(self._packed_bytes(kind, outs, width), dtype=torch.uint8)
-        scales = None if scales_FG is None else scales_FG.contiguous().data_ptr()
-        self._pack(kind, values_FM.contiguous().data_ptr(), scales, packed.data_ptr(), outs, width)
+        values_FM, scales_FG = values_FM.contiguous(), None if scales_FG is None else scales_FG.contiguous()
+        scales = None if scales_FG is None else scales_FG.data_ptr()
+        self._pack(kind, values_FM.data_ptr(), scales, packed.data_ptr(), outs, width)
         return packed
 
     def packed_products(self, x_TM: Tensor, weights: Sequence[Packed]) -> list[Tensor]:
@@ -187,7 +188,7 @@ class Native:
         outs = [torch.empty(rows, weight.outs, dtype=x_TM.dtype) for weight in weights]
         told = (_PackedWeight * len(weights))(
             *[
-                (weight.data.data_ptr(), *weight.extras, out.data_ptr(), weight.outs)
+                _PackedWeight(weight.data.data_ptr(), *weight.extras, out.data_ptr(), weight.outs)
                 for weight, out in zip(weights, outs, strict=True)
             ]
         )

@@ -132,9 +132,8 @@ class Attention(nn.Module):
 
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         q_TW, k_TW, v_TW = side_by_side(x_TM, self.q_proj, self.k_proj, self.v_proj)
-        q_THD = self.q_norm(q_TW.unflatten(-1, (-1, self.head_dim)))
-        k_TGD = self.k_norm(k_TW.unflatten(-1, (-1, self.head_dim)))
-        v_TGD = v_TW.unflatten(-1, (-1, self.head_dim))
+        q_THD, k_TGD, v_TGD = (x.view(len(x), x.shape[1] // self.head_dim, -1) for x in (q_TW, k_TW, v_TW))
+        q_THD, k_TGD = self.q_norm(q_THD), self.k_norm(k_TGD)
         scale = self.head_dim**-0.5
         out_THD = attend.own(self.site, q_THD, k_TGD, v_TGD, mask=self.mask, scale=scale, turn=turn)
         return self.o_proj(out_THD.flatten(1))

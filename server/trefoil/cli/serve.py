@@ -70,7 +70,7 @@ def serve(
         typer.Option(envvar=env("--dtype"), help="Weights and arithmetic; auto takes the checkpoint's."),
     ] = "auto",
     quantization: Annotated[
-        Literal["int8"] | None,
+        Literal["int8", "int4"] | None,
         typer.Option(envvar=env("--quantization"), help="Fewer bits for weights, on the CPU."),
     ] = None,
     threads: Annotated[

@@ -20,10 +20,11 @@ from trefoil.engine.tasks import tasks_of
 from trefoil_kernels import paged_attention
 from trefoil_kernels.cpu.library import native
 from trefoil_kernels.linear import has_bf16_products
+from trefoil_kernels.low_bit import has_int4
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
-from trefoil_models.low_bit import quantise
+from trefoil_models.packing import pack
 from trefoil_models.pooling import Pooling
 from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer
@@ -49,8 +50,10 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
     say(wire.Checked())
     _log_compute(spec.name, device)
     model = blueprint.load(dtype=dtype, device=device)
-    if spec.quantization:
-        quantise(model)
+    if device.type == "cpu":
+        if spec.quantization == "int4" and not has_int4():
+            raise CheckpointError("--quantization int4: this processor has no AVX-512 VNNI; allowed here: int8")
+        pack(model, spec.quantization)
     keys = blueprint.folder.config
     one_pass = OnePass(
         model,

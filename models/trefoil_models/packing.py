@@ -1,0 +1,55 @@
+"""Weights as the CPU's products like them: every linear layer of a loaded model and the matrix of its next-token head,
+replaced in place; whole, or in 8 or 4 bits.
+
+What was laid out is the only copy of a layer's weight. The input embedding keeps its dtype and its place in the file,
+also where the head is tied to it; a family learns nothing of it. In fewer bits `WideLinear`, which needs range, is left
+whole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trefoil_kernels import low_bit, packed_linear
+from trefoil_kernels.packed_linear import Weight
+from trefoil_models.heads import NextToken
+from trefoil_models.layers import Linear, PackedLinear, WideLinear
+
+PACKERS: dict[str | None, Callable[[Tensor, Tensor | None], Weight | None]] = {
+    None: packed_linear.pack,
+    "int8": low_bit.pack_int8,
+    "int4": low_bit.pack_int4,
+}
+"""By the name of the quantisation."""
+
+
+class PackedNextToken(NextToken):
+    """Logits by a packed copy of the matrix, which the embedding may still need as it was."""
+
+    def __init__(self, base: NextToken, packed: Weight) -> None:
+        super().__init__(base.weight, base.bias)
+        self._packed = packed
+
+    def logits(self, hidden_RM: Tensor) -> Tensor:
+        return self._packed.times(hidden_RM)
+
+
+@torch.no_grad()
+def pack(model: Any, quantization: str | None = None) -> None:
+    """Replace the layers of a model on the CPU, once it is loaded; those that gain nothing stay."""
+    packer = PACKERS[quantization]
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Linear):
+            own = packed_linear.pack if isinstance(module, WideLinear) else packer
+            _replace(model, name, module, own(module.weight, module.bias))
+    head = getattr(model, "lm_head", None)
+    if isinstance(head, NextToken) and (packed := packer(head.weight, None if head.bias is None else head.bias[0])):
+        model.lm_head = PackedNextToken(head, packed)
+
+
+def _replace(model: Any, name: str, layer: nn.Linear, packed: Weight | None) -> None:
+    if packed is not None:
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, PackedLinear(layer, packed))

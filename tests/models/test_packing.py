@@ -1,0 +1,39 @@
+"""A model answers the same with its weights laid out for the CPU, and nearly so in fewer bits, whatever its family."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from trefoil_kernels.low_bit import has_int4
+from trefoil_models import checkpoint
+from trefoil_models.attend import packed_rows
+from trefoil_models.layers import PackedLinear
+from trefoil_models.packing import PackedNextToken, pack
+
+SIMILAR = {None: 1 - 1e-6, "int8": 0.99, "int4": 0.9}
+"""Least cosine of a row's logits before and after, with weights drawn at random."""
+
+
+@pytest.mark.parametrize("quantization", SIMILAR, ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@torch.no_grad()
+def test_logits_stay_close(family: str, quantization: str | None, tmp_path: Path) -> None:
+    if quantization == "int4" and not has_int4():
+        pytest.skip("4-bit weights need AVX-512 VNNI")
+    model = checkpoint.load(tiny.checkpoint(tmp_path / "m", family), dtype=torch.float32)
+    rows, attend = packed_rows(tiny.draw_ids(5, 17))
+    before = model.lm_head.logits(model(rows, attend))
+    pack(model, quantization)
+    after = model.lm_head.logits(model(rows, attend))
+    assert isinstance(model.lm_head, PackedNextToken)
+    assert any(isinstance(module, PackedLinear) for module in model.modules())
+    assert torch.cosine_similarity(before, after).min() > SIMILAR[quantization]
+
+
+def test_the_embedding_is_kept_whole(tmp_path: Path) -> None:
+    model = checkpoint.load(tiny.checkpoint(tmp_path / "m", "llama", tie_word_embeddings=True), dtype=torch.float32)
+    whole = model.embed_tokens.weight.clone()
+    pack(model, "int8")
+    assert torch.equal(model.embed_tokens.weight, whole)
