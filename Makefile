@@ -4,6 +4,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
+# tests have one thread each, so two at a time; a file's tests stay together, and share its servers
+SPREAD ?= -n 2 --dist loadfile
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: serve test test-fast gpu check format bench demo demo-eval clean
@@ -13,10 +15,10 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.test
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 test-fast: $(VENV)/.test
-	$(BIN)/pytest -m "not slow and not gpu" -x
+	$(BIN)/pytest $(SPREAD) -m "not slow and not gpu" -x
 
 gpu: $(VENV)/.test
 	$(BIN)/pytest -m gpu

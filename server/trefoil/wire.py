@@ -240,24 +240,18 @@ LONGEST_FORK = 2**20
 """Bytes of one message to the fork server; a spec has a few hundred, and more for each adapter."""
 
 
-class Fork(msgspec.Struct, frozen=True, tag=True):
+class Fork(msgspec.Struct, frozen=True):
     """To the fork server: make an engine. `number` is new."""
 
     number: int
     spec: EngineSpec
 
 
-class Kill(msgspec.Struct, frozen=True, tag=True):
-    """To the fork server: end that engine at once."""
+class Forked(msgspec.Struct, frozen=True):
+    """The answer, from the engine itself."""
 
     number: int
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """From the fork server: that engine is gone. `status` is its exit status, or minus the signal that ended it."""
-
-    number: int
-    status: int
+    pid: int
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,7 +53,7 @@ class Server:
 
     def engines(self) -> dict[str, int]:
         """Process ids of the engines, by model name."""
-        titles = {pid: title(pid) for pid in descendants(self.process.pid)}
+        titles = {pid: title(pid) for pid in children(self.process.pid)}
         return {name.removeprefix(ENGINE): pid for pid, name in titles.items() if name.startswith(ENGINE)}
 
     def signal(self, number: signal.Signals) -> None:

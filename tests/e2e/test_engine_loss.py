@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from e2e.asking import PATH, endless, short, streaming
-from e2e.serving import Server, children, eventually, is_alive, serving
+from e2e.serving import Server, children, eventually, is_alive, launch, serving
 
 pytestmark = pytest.mark.slow
 
@@ -90,17 +90,19 @@ def test_the_sdk_raises_in_mid_stream(server: Server) -> None:
         assert caught.value.status_code == 503
 
 
-def test_the_loss_of_the_fork_server_is_mended_too(server: Server) -> None:
-    server.wait_ready()
-    engines = server.engines()
-    with streaming(server, model="a") as doomed:
+def test_the_loss_of_the_fork_server_is_mended_too(folders: dict[str, Path], log: Path) -> None:
+    with launch(log, f"a={folders['a']}", *FLAGS) as server:
+        eventually(lambda: children(server.process.pid), within_s=30)
         (fork_server,) = children(server.process.pid)
         os.kill(fork_server, signal.SIGKILL)
-        assert doomed.rest()[-1]["error"]["code"] == "engine_lost"
+        assert server.exit_status(within_s=30) == 2
+        assert server.said("a: the fork server ended with status -9")
+
+
+def test_once_started_a_server_has_its_engines_for_children(server: Server) -> None:
     server.wait_ready()
-    assert short(server, "a").is_success
-    assert short(server, "b").is_success
-    assert not set(engines.values()) & set(server.engines().values())
+    eventually(lambda: set(children(server.process.pid)) == set(server.engines().values()), within_s=10)
+    assert set(server.engines()) == {"a", "b"}
 
 
 def test_the_end_of_the_server_ends_the_engines(folders: dict[str, Path], log: Path) -> None:

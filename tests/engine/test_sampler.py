@@ -57,7 +57,7 @@ def possible(logits_V: Tensor, params: SamplingParams) -> set[int]:
         ({"top_k": 1}, TopKLogitsWarper(1)),
         ({"top_p": 0.0}, TopKLogitsWarper(1)),
     ],
-    ids=str,
+    ids=["top_k", "top_p", "min_p", "typical_p", "top_k-1", "top_p-0"],
 )
 def test_a_truncated_choice_keeps_what_transformers_keeps(params: dict[str, Any], warper: Any) -> None:
     for seed in range(3):

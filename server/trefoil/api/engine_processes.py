@@ -1,91 +1,143 @@
-"""The API's hold on engine processes: forks of one fork server, which is started when an engine is first asked for."""
+"""The API's hold on engine processes: forks of a fork server, adopted here, watched and ended.
+
+The fork server runs while engines are being started and leaves when the last one is.
+"""
 
 import asyncio
 import contextlib
-import itertools
+import ctypes
 import os
+import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import msgspec
 
 from trefoil import wire
 
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class EngineNotStarted(Exception):
+    """The fork server ended before it made the engine."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineProcess:
-    """One engine process. `ended` holds its exit status, or minus the signal that ended it."""
+    """A running engine. `ended` will hold its exit status, or minus the signal that ended it."""
 
-    number: int
+    pid: int
     ended: "asyncio.Future[int]"
+
+    @classmethod
+    def adopt(cls, pid: int) -> "EngineProcess":
+        """Watch a process that has become our child."""
+        loop = asyncio.get_running_loop()
+        process, pidfd = cls(pid, loop.create_future()), os.pidfd_open(pid)
+
+        def bury() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            process.ended.set_result(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+        loop.add_reader(pidfd, bury)
+        return process
+
+    async def kill(self) -> None:
+        """End it now; returns when it is gone."""
+        if not self.ended.done():
+            os.kill(self.pid, signal.SIGKILL)
+            await asyncio.wait([self.ended])
 
 
 class EngineProcesses:
-    """All engine processes of one server, and the fork server that they come from."""
+    """Starts engine processes."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
-        self._running: dict[int, EngineProcess] = {}
-        self._server: asyncio.subprocess.Process | None = None
-        self._line: socket.socket | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
+        self._server: ForkServer | None = None
+        self._num_starting = 0
 
     async def start(self, spec: wire.EngineSpec) -> EngineProcess:
-        """A new engine process."""
-        async with self._starting:
-            if self._line is None:
-                await self._start_server()
-        process = EngineProcess(next(self._numbers), asyncio.get_running_loop().create_future())
-        self._running[process.number] = process
-        await self._say(wire.Fork(process.number, spec))
-        return process
+        """A new engine process. Raises EngineNotStarted."""
+        async with self._fork_server() as server:
+            return await server.fork(spec)
 
-    async def kill(self, process: EngineProcess) -> None:
-        """End a process now; returns when it is gone."""
-        if not process.ended.done():
-            await self._say(wire.Kill(process.number))
-            await asyncio.wait([process.ended])
+    @contextlib.asynccontextmanager
+    async def _fork_server(self) -> "AsyncIterator[ForkServer]":
+        """One for all who start engines at the same time."""
+        if self._server is None or self._server.is_gone:
+            self._server = ForkServer()
+        server = self._server
+        self._num_starting += 1
+        become_subreaper(True)
+        try:
+            yield server
+        finally:
+            self._num_starting -= 1
+            if self._num_starting == 0:
+                become_subreaper(False)  # nobody else's orphans are ours
+                self._server = None
+                await server.close()
 
-    async def stop(self) -> None:
-        """End the fork server, and with it whatever still runs."""
-        if self._server is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._server.kill()
-        if self._listening is not None:
-            await self._listening
 
-    async def _start_server(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with theirs:
-            self._server = await asyncio.create_subprocess_exec(
+class ForkServer:
+    """One fork server's life; its process starts at the first question."""
+
+    def __init__(self) -> None:
+        self._forked: dict[int, asyncio.Future[EngineProcess]] = {}
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._line.setblocking(False)
+        self._life = asyncio.create_task(self._live(theirs), name="fork-server")
+
+    @property
+    def is_gone(self) -> bool:
+        return self._life.done()
+
+    async def fork(self, spec: wire.EngineSpec) -> EngineProcess:
+        """An engine as our child. Raises EngineNotStarted."""
+        number = len(self._forked)
+        self._forked[number] = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(OSError):  # its end is the answer
+            await asyncio.get_running_loop().sock_sendall(
+                self._line, msgspec.msgpack.encode(wire.Fork(number, spec))
+            )
+        return await self._forked[number]
+
+    async def close(self) -> None:
+        """Let it go; an engine that is not forked by now never will be."""
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_RDWR)
+        await self._life
+
+    async def _live(self, theirs: socket.socket) -> None:
+        """Run the process until it ends, or both ends of the line are closed."""
+        with self._line, theirs:
+            process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "trefoil.engine.fork_server", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env={"THP_MEM_ALLOC_ENABLE": "1", **os.environ},  # torch asks for huge pages for what is large
             )
-        self._line = ours
-        self._listening = asyncio.create_task(self._listen(ours, self._server), name="listen-fork-server")
-
-    async def _say(self, command: wire.Fork | wire.Kill) -> None:
-        """Send a command; where the server is dying, the end of all its engines is the answer."""
-        if self._line is not None:
+            theirs.close()
             with contextlib.suppress(OSError):
-                await asyncio.get_running_loop().sock_sendall(self._line, msgspec.msgpack.encode(command))
+                while message := await asyncio.get_running_loop().sock_recv(self._line, wire.LONGEST_FORK):
+                    forked = msgspec.msgpack.decode(message, type=wire.Forked)
+                    engine, future = EngineProcess.adopt(forked.pid), self._forked[forked.number]
+                    if future.cancelled():
+                        await engine.kill()
+                    else:
+                        future.set_result(engine)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            status = await process.wait()
+        for future in self._forked.values():
+            if not future.done():
+                future.set_exception(EngineNotStarted(f"the fork server ended with status {status}"))
 
-    async def _listen(self, line: socket.socket, server: asyncio.subprocess.Process) -> None:
-        """Tell of every end, until the server is gone and its engines with it."""
-        loop, decoder = asyncio.get_running_loop(), msgspec.msgpack.Decoder(wire.Ended)
-        with contextlib.suppress(OSError):
-            while message := await loop.sock_recv(line, wire.LONGEST_FORK):
-                ended = decoder.decode(message)
-                self._running.pop(ended.number).ended.set_result(ended.status)
-        status = await server.wait()
-        line.close()
-        self._line = None
-        for process in self._running.values():
-            process.ended.set_result(status)
-        self._running.clear()
+
+def become_subreaper(is_one: bool) -> None:
+    """Be the parent of descendants whose own parent ends, or no longer (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(is_one))

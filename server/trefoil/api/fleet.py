@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from trefoil import wire
 from trefoil.api.engine_client import EngineClient
-from trefoil.api.engine_processes import EngineProcesses
+from trefoil.api.engine_processes import EngineNotStarted, EngineProcesses
 from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongTask
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
@@ -145,7 +145,6 @@ class Fleet:
         for keeper in self._keepers.values():
             keeper.cancel()
         await asyncio.gather(*self._keepers.values(), return_exceptions=True)
-        await self._processes.stop()
         self._context.destroy(linger=0)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._sockets.cleanup()
@@ -293,13 +292,17 @@ class Fleet:
             socket.set_hwm(0)
             socket.bind(address)
         listening = asyncio.create_task(model.engine.listen(inbox, outbox, on_start))
-        process = await self._processes.start(spec)
+        process = None
         try:
+            process = await self._processes.start(spec)
             status = await asyncio.shield(process.ended)
             await _settle(listening)
+        except EngineNotStarted as error:
+            return str(error)
         finally:
             listening.cancel()
-            await self._processes.kill(process)
+            if process is not None:
+                await process.kill()
             model.engine.lose(f"the engine of {model.name} stopped under this request; it is being started again")
             for socket in (inbox, outbox):
                 socket.close(linger=0)
