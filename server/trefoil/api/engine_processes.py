@@ -100,9 +100,7 @@ class ForkServer:
         number = len(self._forked)
         self._forked[number] = asyncio.get_running_loop().create_future()
         with contextlib.suppress(OSError):  # its end is the answer
-            await asyncio.get_running_loop().sock_sendall(
-                self._line, msgspec.msgpack.encode(wire.Fork(number, spec))
-            )
+            await asyncio.get_running_loop().sock_sendall(self._line, msgspec.msgpack.encode(wire.Fork(number, spec)))
         return await self._forked[number]
 
     async def close(self) -> None:
