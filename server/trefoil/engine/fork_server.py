@@ -1,8 +1,8 @@
 """The fork server: loads torch and the engine's code once; every engine is a fork of it, made in milliseconds.
 
 Started by the API as `python -m trefoil.engine.fork_server FD`, FD being its end of a socket that keeps messages apart:
-Fork comes in, Forked goes out. It leaves when the other end closes. The API adopts the engines: each is forked twice, so
-that its parent is gone at once and the API, being a subreaper (prctl(2)), becomes it.
+Fork comes in, Forked goes out. It leaves when the other end closes. The API adopts the engines: each is forked twice,
+so that its parent is gone at once and the API, being a subreaper (prctl(2)), becomes it.
 
 Nothing here may start a thread or touch a device: a fork has neither.
 """
