@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 SPREAD ?= -n 2 --dist loadfile
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: serve test test-fast gpu check format bench demo demo-eval clean
+.PHONY: serve test test-fast gpu check docs format bench demo demo-eval clean
 
 serve: $(VENV)/.serve
 	$(BIN)/trefoil serve --host $(HOST) --port $(PORT)
@@ -28,6 +28,10 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/write_reference.py --check
+
+docs: $(VENV)/.test
+	$(BIN)/python docs/write_reference.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

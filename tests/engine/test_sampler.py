@@ -69,6 +69,10 @@ def test_a_truncated_choice_keeps_what_transformers_keeps(params: dict[str, Any]
         assert {token for token in expected if probs[token] > 1e-3} <= found
 
 
+def test_a_typical_p_below_any_float32_keeps_the_most_typical_token() -> None:
+    assert len(possible(logits(), SamplingParams(max_tokens=1, typical_p=1e-310))) == 1
+
+
 def test_draws_follow_the_distribution() -> None:
     params = SamplingParams(max_tokens=1, temperature=0.7)
     stream = np.random.Generator(np.random.Philox(1))

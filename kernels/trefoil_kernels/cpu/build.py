@@ -106,9 +106,10 @@ def build(variant: Variant, folder: Path, compiler: str) -> Path:
             _run([compiler, *FLAGS, *variant.target, "-c", str(source), "-o", objects[-1]])
         _run([compiler, "-shared", *objects, "-o", str(made), "-Wl,--no-undefined", *_threads(), "-lm"])
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(parents=True, exist_ok=True)
             part = Path(tempfile.mkstemp(dir=folder, prefix=".part-")[1])
             shutil.copyfile(made, part)
+            part.chmod(0o644)  # an image's users are not who made it
             part.replace(target)
         except OSError as error:
             raise NativeUnavailable(f"{folder} cannot be written: {error.strerror}") from error

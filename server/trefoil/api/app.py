@@ -13,6 +13,7 @@ from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.fleet import Fleet
 from trefoil.api.middleware import ApiKeys, BodyLimit, RateLimits, RequestIds, RequestTimeout
 from trefoil.api.playground import add_playground
+from trefoil.api.reference import App
 from trefoil.api.routes import ops, plan, rerank, tei
 from trefoil.api.routes.openai import chat, completions, embeddings, files, fine_tuning, models
 from trefoil.api.routes.tasks import (
@@ -38,6 +39,8 @@ from trefoil.settings import Settings
 from trefoil.store.store import Store
 
 log = structlog.get_logger()
+
+SUMMARY = "Decoders, encoders and encoder-decoders behind the routes of OpenAI, Hugging Face and TEI."
 
 ROUTERS = (
     chat.router,
@@ -65,13 +68,19 @@ ROUTERS = (
 )
 
 
-def create_app(fleet: Fleet, store: Store, tuned: FineTuned, traces: Traces | None = None) -> FastAPI:
-    """The server's ASGI application over a started fleet."""
-    app = FastAPI(title="trefoil", version=__version__, docs_url=None, redoc_url=None)
-    app.state.fleet, app.state.store, app.state.tuned = fleet, store, tuned
+def bare_app() -> App:
+    """The routes with nothing behind or around them, from which the reference is written."""
+    app = App(title="trefoil", summary=SUMMARY, version=__version__, docs_url=None, redoc_url=None)
     for router in ROUTERS:
         app.include_router(router)
     add_playground(app)
+    return app
+
+
+def create_app(fleet: Fleet, store: Store, tuned: FineTuned, traces: Traces | None = None) -> FastAPI:
+    """The server's ASGI application over a started fleet."""
+    app = bare_app()
+    app.state.fleet, app.state.store, app.state.tuned = fleet, store, tuned
     app.add_exception_handler(TrefoilError, _trefoil_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from trefoil import wire
 from trefoil.api.fleet import ServedModel
+from trefoil.api.reference import Answer
 from trefoil.api.text_stream import Usage
 from trefoil.errors import InvalidRequest, NotImplementedHere, RequestTooLong
 
@@ -202,6 +203,36 @@ def check_ids(ids: Iterable[int], model: ServedModel, *, param: str) -> None:
     for token_id in ids:
         if token_id >= vocab_size:
             raise InvalidRequest(f"token id {token_id} is not below the vocabulary's {vocab_size}", param=param)
+
+
+class CachedTokens(Answer):
+    cached_tokens: int
+
+
+class UsageAnswer(Answer):
+    """How many tokens were read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class ReadTokens(Answer):
+    """How many tokens were read, where none are written."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class PromptScore(Answer):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptScores = list[dict[str, PromptScore] | None]
+"""By token id, for each token of the prompt; null for the first."""
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

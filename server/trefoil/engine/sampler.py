@@ -174,8 +174,9 @@ def _typical(logits: Tensor, mass: float) -> Tensor:
     probs = logprobs.exp()
     entropy = -(probs * logprobs.masked_fill(probs == 0, 0.0)).sum()
     order = (-logprobs - entropy).abs().argsort(stable=True)
-    before = probs[order].cumsum(0) - probs[order]
-    return order[before < mass].sort().values
+    is_kept = probs[order].cumsum(0) - probs[order] < mass
+    is_kept[0] = True  # also where float32 has no number as small as the mass
+    return order[is_kept].sort().values
 
 
 def _penalise_repetition(logits_V: Tensor, ids: list[int], penalty: float) -> None:

@@ -1,6 +1,6 @@
 """The probes and numbers that operators ask for: /health, /ready, /metrics, /version."""
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -8,18 +8,35 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from trefoil import __version__
 from trefoil.api.deps import Models
+from trefoil.api.reference import Answer, Responses, says
 from trefoil.api.sse import json_response
 
 router = APIRouter()
 
 
-@router.get("/health")
+class Health(Answer):
+    status: Literal["ok"]
+
+
+class Readiness(Answer):
+    status: Literal["ready", "loading"]
+    loading: list[str]
+
+
+class Version(Answer):
+    version: str
+
+
+NUMBERS: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+@router.get("/health", response_model=Health)
 async def health() -> dict[str, str]:
     """The process lives."""
     return {"status": "ok"}
 
 
-@router.get("/ready")
+@router.get("/ready", responses={**says(Readiness), 503: {"model": Readiness}})
 async def ready(models: Models) -> Response:
     """200 when every model given at the start can answer, else 503 with what is loading."""
     loading = [name for name, model in models.models.items() if model.parent is None and model.engine.ready is None]
@@ -27,13 +44,13 @@ async def ready(models: Models) -> Response:
     return json_response(body, 503 if loading else 200, {"retry-after": "2"} if loading else None)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=NUMBERS)
 async def metrics(models: Models) -> Response:
     """Prometheus text."""
     return Response(models.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/version")
+@router.get("/version", response_model=Version)
 async def version() -> dict[str, str]:
     """Which trefoil this is."""
     return {"version": __version__}

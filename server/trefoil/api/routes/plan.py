@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer
 from trefoil.errors import InvalidRequest
 from trefoil.planning import LAWS, CacheShape, cache_plan
 from trefoil_models.config_keys import CheckpointError, Keys
@@ -38,7 +39,30 @@ class ScalingRequest(BaseModel):
     law: Literal["kaplan", "chinchilla"] = "chinchilla"
 
 
-@router.post("/v1/plan/kv-cache")
+class CachePlan(Answer):
+    bytes: int
+    bytes_per_token: int
+    bytes_per_sequence: int
+    num_pages: int
+    allocated_bytes: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+    page_size: int
+    formula: str
+
+
+class ScalingPlan(Answer):
+    law: str
+    parameters: float
+    tokens: float
+    compute_flops: float
+    loss: float
+    formula: str
+
+
+@router.post("/v1/plan/kv-cache", response_model=CachePlan)
 async def plan_cache(body: CacheRequest, models: Models, model: str | None = None) -> dict[str, int | str]:
     """What a KV cache takes, for a served model or for a config.json's content."""
     if body.config is not None and (body.model or model):
@@ -56,7 +80,7 @@ async def plan_cache(body: CacheRequest, models: Models, model: str | None = Non
     )
 
 
-@router.post("/v1/plan/scaling")
+@router.post("/v1/plan/scaling", response_model=ScalingPlan)
 async def plan_scaling(body: ScalingRequest) -> dict[str, float | str]:
     """How parameters, tokens and arithmetic go together: give one of them."""
     given = [name for name in ("compute_flops", "parameters", "tokens") if getattr(body, name) is not None]

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil.api.deps import Models, RequestId
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
-from trefoil.api.schemas import StopText
+from trefoil.api.reference import Answer, says
+from trefoil.api.schemas import ReadTokens, StopText
 from trefoil.api.scoring import Floats, answered, embed, embedding_limit, encode_all, score, sigmoid
 from trefoil.api.sse import json_response
 
@@ -35,7 +36,20 @@ class RerankRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/rerank")
+class Ranked(Answer):
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class Ranking(Answer):
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: ReadTokens
+
+
+@router.post("/v1/rerank", responses=says(Ranking))
 async def rerank(
     body: RerankRequest, request: Request, models: Models, request_id: RequestId, model: str | None = None
 ) -> Response:

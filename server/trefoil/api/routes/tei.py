@@ -14,10 +14,11 @@ from trefoil import __version__
 from trefoil.api.deps import Models
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.routes.openai.embeddings import Dimensions, shortened
 from trefoil.api.routes.rerank import relevance
 from trefoil.api.routes.tasks.embedding import Sentences
-from trefoil.api.routes.tasks.text_classification import ranked
+from trefoil.api.routes.tasks.text_classification import Label, ranked
 from trefoil.api.schemas import Rows, StopText, TokenId, check_ids
 from trefoil.api.scoring import (
     MAX_TEXTS,
@@ -76,7 +77,7 @@ class PredictRequest(Cutting):
     raw_scores: bool | None = None
 
 
-class RerankRequest(Cutting):
+class TextsToRank(Cutting):
     query: StopText
     texts: Batch
     raw_scores: bool | None = None
@@ -91,7 +92,7 @@ class SimilarityRequest(BaseModel):
     model: str | None = None
 
 
-class TokenizeRequest(BaseModel):
+class TextsToTokenize(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     inputs: str | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
@@ -107,7 +108,38 @@ class DecodeRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/embed")
+class RankedText(Answer):
+    index: int
+    score: float
+    text: str | None = None
+
+
+class PlacedToken(Answer):
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Info(Answer):
+    model_id: str
+    model_sha: None
+    model_dtype: str
+    model_type: dict[str, dict[str, Any]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: None
+    docker_label: None
+
+
+@router.post("/embed", responses=says(list[list[float]]))
 async def embed_texts(body: EmbedRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """A vector for each text, at unit length unless told otherwise."""
     body.refuse_unsupported()
@@ -117,7 +149,7 @@ async def embed_texts(body: EmbedRequest, request: Request, models: Models, mode
     return json_response(shortened(vectors, body.dimensions).tolist())
 
 
-@router.post("/embed_all")
+@router.post("/embed_all", responses=says(list[list[list[float]]]))
 async def embed_tokens(body: EmbedAllRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """The hidden row of every token of each text."""
     body.refuse_unsupported()
@@ -127,7 +159,7 @@ async def embed_tokens(body: EmbedAllRequest, request: Request, models: Models, 
     return json_response([one.tolist() for one in rows])
 
 
-@router.post("/predict")
+@router.post("/predict", responses=says(list[Label] | list[list[Label]]))
 async def predict(body: PredictRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Labels with their scores, the likeliest first, for a text, a pair, or each of a list."""
     body.refuse_unsupported()
@@ -140,8 +172,8 @@ async def predict(body: PredictRequest, request: Request, models: Models, model:
     return json_response(answers if is_batch else answers[0])
 
 
-@router.post("/rerank")
-async def rerank(body: RerankRequest, request: Request, models: Models, model: str | None = None) -> Response:
+@router.post("/rerank", responses=says(list[RankedText]))
+async def rerank(body: TextsToRank, request: Request, models: Models, model: str | None = None) -> Response:
     """The texts' numbers with their scores, the best first."""
     body.refuse_unsupported()
     served = models.find(body.model, model, task="rerank")
@@ -156,7 +188,7 @@ async def rerank(body: RerankRequest, request: Request, models: Models, model: s
     )
 
 
-@router.post("/similarity")
+@router.post("/similarity", responses=says(list[float]))
 async def similarity(body: SimilarityRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """The cosine of the first sentence with each of the others."""
     body.parameters.refuse_unsupported()
@@ -167,8 +199,8 @@ async def similarity(body: SimilarityRequest, request: Request, models: Models, 
     return json_response((vectors[1:] @ vectors[0]).tolist())
 
 
-@router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, models: Models, model: str | None = None) -> Response:
+@router.post("/tokenize", responses=says(list[list[PlacedToken]]))
+async def tokenize(body: TextsToTokenize, models: Models, model: str | None = None) -> Response:
     """The tokens of each text, with their places in it."""
     tokenizer = models.find(body.model, model).tokenizer
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
@@ -179,7 +211,7 @@ async def tokenize(body: TokenizeRequest, models: Models, model: str | None = No
     return json_response([_tokens(encoding) for encoding in encodings])
 
 
-@router.post("/decode")
+@router.post("/decode", responses=says(list[str]))
 async def decode(body: DecodeRequest, models: Models, model: str | None = None) -> Response:
     """The text of ids, or of each list of ids."""
     served = models.find(body.model, model)
@@ -188,7 +220,7 @@ async def decode(body: DecodeRequest, models: Models, model: str | None = None) 
     return json_response([served.tokenizer.decode(ids, skip_special_tokens=skip) for ids in batch])
 
 
-@router.get("/info")
+@router.get("/info", responses=says(Info))
 async def info(models: Models, model: str | None = None) -> Response:
     """What is served and its limits."""
     served = models.find(model) if model is not None or len(models.models) == 1 else models.find(task="embeddings")

@@ -12,9 +12,11 @@ from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, refuse_prompt_scores, render_chat
 from trefoil.api.json_route import JsonRoute
-from trefoil.api.schemas import MAX_TOP, GenerationParams, Text, usage_body
+from trefoil.api.reference import Answer, says
+from trefoil.api.schemas import MAX_TOP, GenerationParams, PromptScores, Text, UsageAnswer, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
-from trefoil.api.text_stream import ScoredToken, TextStream
+from trefoil.api.text_stream import ScoredToken as Scored
+from trefoil.api.text_stream import TextStream
 from trefoil.errors import InvalidRequest
 from trefoil_models.tokenizer import Tokenizer
 
@@ -82,7 +84,49 @@ class ChatRequest(GenerationParams):
         return self.model_copy(update={"max_tokens": self.max_completion_tokens or self.max_tokens})
 
 
-@router.post("/v1/chat/completions")
+class ScoredText(Answer):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ScoredToken(ScoredText):
+    top_logprobs: list[ScoredText]
+
+
+class ChatScores(Answer):
+    content: list[ScoredToken]
+    refusal: None
+
+
+class AssistantMessage(Answer):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Answer):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatScores | None
+    finish_reason: Literal["stop", "length"] | None
+    prompt_logprobs: PromptScores | None = None
+
+
+class ChatAnswer(Answer):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: None
+    choices: list[ChatChoice]
+    usage: UsageAnswer
+
+
+@router.post(
+    "/v1/chat/completions",
+    responses=says(ChatAnswer, events="With `stream`: OpenAI's `chat.completion.chunk` objects, then `[DONE]`."),
+)
 async def chat(body: ChatRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Answer a conversation."""
     body = body.checked()
@@ -127,7 +171,7 @@ async def _whole(
 ) -> dict[str, Any]:
     contents = [""] * (body.n or 1)
     reasons: list[str | None] = [None] * len(contents)
-    scores: list[list[ScoredToken]] = [[] for _ in contents]
+    scores: list[list[Scored]] = [[] for _ in contents]
     async for piece in text:
         contents[piece.index] += piece.text
         scores[piece.index] += piece.scores
@@ -175,7 +219,7 @@ def _prompt_part(text: TextStream, tokenizer: Tokenizer, body: ChatRequest, ids:
     return {"prompt_logprobs": prompt_logprobs_body(ids, text.prompt_scores, tokenizer)}
 
 
-def _logprobs(tokens: list[ScoredToken], tokenizer: Tokenizer) -> dict[str, Any]:
+def _logprobs(tokens: list[Scored], tokenizer: Tokenizer) -> dict[str, Any]:
     content = [
         {
             **_entry(token.token_id, token.score.logprob, tokenizer),

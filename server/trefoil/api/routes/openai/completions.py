@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -16,7 +16,17 @@ from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, refuse_prompt_scores
 from trefoil.api.json_route import JsonRoute
-from trefoil.api.schemas import MAX_TOP, GenerationParams, Rows, Text, check_ids, usage_body
+from trefoil.api.reference import Answer, says
+from trefoil.api.schemas import (
+    MAX_TOP,
+    GenerationParams,
+    PromptScores,
+    Rows,
+    Text,
+    UsageAnswer,
+    check_ids,
+    usage_body,
+)
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
 from trefoil.api.text_stream import Piece, ScoredToken, TextStream, Usage
 from trefoil.errors import InvalidRequest
@@ -63,6 +73,33 @@ class CompletionRequest(GenerationParams):
             raise InvalidRequest("best_of cannot be streamed", param="best_of")
 
 
+class CompletionScores(Answer):
+    """Four lists side by side."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Answer):
+    index: int
+    text: str
+    logprobs: CompletionScores | None
+    finish_reason: Literal["stop", "length"] | None
+    prompt_logprobs: PromptScores | None = None
+
+
+class CompletionAnswer(Answer):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: None
+    choices: list[CompletionChoice]
+    usage: UsageAnswer
+
+
 @dataclass(slots=True)
 class Choice:
     """One continuation, growing."""
@@ -86,7 +123,10 @@ class Prompt:
     stream: TextStream
 
 
-@router.post("/v1/completions")
+@router.post(
+    "/v1/completions",
+    responses=says(CompletionAnswer, events="With `stream`: OpenAI's `text_completion` objects, then `[DONE]`."),
+)
 async def complete(body: CompletionRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Continue prompts."""
     body.check()

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil.api.deps import Models
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
-from trefoil.api.schemas import Rows, StopText, check_ids
+from trefoil.api.reference import Answer, says
+from trefoil.api.schemas import ReadTokens, Rows, StopText, check_ids
 from trefoil.api.scoring import Floats, answered, embed, embedding_limit, encode_all, unit
 from trefoil.api.sse import json_response
 from trefoil.errors import InvalidRequest, RequestTooLong
@@ -37,7 +38,20 @@ class EmbeddingsRequest(BaseModel):
     user: str | None = None
 
 
-@router.post("/v1/embeddings")
+class Embedding(Answer):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsAnswer(Answer):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: ReadTokens
+
+
+@router.post("/v1/embeddings", responses=says(EmbeddingsAnswer))
 async def embeddings(body: EmbeddingsRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """A vector for each input."""
     served = models.find(body.model, model, task="embeddings")

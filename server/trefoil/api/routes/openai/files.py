@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from trefoil.api.deps import Stored
+from trefoil.api.reference import Answer, Responses, fails
 from trefoil.errors import InvalidRequest, WrongState
 from trefoil.rows import RowError, parse_lines
 from trefoil.store.files import Page, StoredFile
@@ -19,10 +20,64 @@ PURPOSES = ("fine-tune",)
 MOST_FILENAME = 255
 LIFETIMES_S = (3600, 2_592_000)
 
+BYTES = {"type": "string", "format": "binary"}
+CONTENT: Responses = {200: {"content": {"application/octet-stream": {"schema": BYTES}}}}
+
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 
 
-@router.post("/v1/files")
+class FileAnswer(Answer):
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed", "error"]
+    status_details: str | None
+
+
+class FileList(Answer):
+    object: Literal["list"]
+    data: list[FileAnswer]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class DeletedFile(Answer):
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": BYTES,
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": LIFETIMES_S[0],
+                            "maximum": LIFETIMES_S[1],
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/v1/files", response_model=FileAnswer, openapi_extra=FORM)
 async def upload(request: Request, store: Stored) -> dict[str, Any]:
     """Keep a training file. What is wrong with its content is told by its status, and fails the jobs that use it."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -33,7 +88,7 @@ async def upload(request: Request, store: Stored) -> dict[str, Any]:
     return describe(stored)
 
 
-@router.get("/v1/files")
+@router.get("/v1/files", response_model=FileList, responses=fails(404))
 def list_files(
     store: Stored,
     purpose: str | None = None,
@@ -53,20 +108,20 @@ def list_files(
     }
 
 
-@router.get("/v1/files/{file_id}")
+@router.get("/v1/files/{file_id}", response_model=FileAnswer)
 def get_file(file_id: str, store: Stored) -> dict[str, Any]:
     """One upload."""
     return describe(store.files.get(file_id))
 
 
-@router.get("/v1/files/{file_id}/content")
+@router.get("/v1/files/{file_id}/content", response_class=FileResponse, responses=CONTENT)
 def get_content(file_id: str, store: Stored) -> FileResponse:
     """The bytes as they came."""
     file = store.files.get(file_id)
     return FileResponse(store.files.path(file_id), media_type="application/octet-stream", filename=file.filename)
 
 
-@router.delete("/v1/files/{file_id}")
+@router.delete("/v1/files/{file_id}", response_model=DeletedFile, responses=fails(409))
 def delete_file(file_id: str, store: Stored) -> dict[str, Any]:
     """Forget an upload that no job needs any more."""
     if store.jobs.uses_file(file_id):

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from trefoil.api.deps import Models, Stored, Tuned
 from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, fails, says
 from trefoil.api.schemas import Text
 from trefoil.api.sse import DONE, EventStream, event, json_response
 from trefoil.errors import FileNotFound, InvalidRequest, NotImplementedHere
@@ -54,7 +55,78 @@ class CreateJob(BaseModel):
     integrations: list[Any] | None = None
 
 
-@router.post("/v1/fine_tuning/jobs")
+class JobFailure(Answer):
+    code: str
+    message: str
+    param: str | None
+
+
+class JobAnswer(Answer):
+    """OpenAI's job; its hyperparameters are those in force, "auto" until the files are read."""
+
+    id: str
+    object: Literal["fine_tuning.job"]
+    created_at: int
+    finished_at: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str
+    result_files: list[str]
+    status: State
+    training_file: str
+    validation_file: str | None
+    hyperparameters: dict[str, Any]
+    method: dict[str, Any]
+    trained_tokens: int | None
+    error: JobFailure | None
+    seed: int
+    suffix: str | None
+    metadata: dict[str, str] | None
+    integrations: list[Any]
+    estimated_finish: None
+
+
+class JobList(Answer):
+    object: Literal["list"]
+    data: list[JobAnswer]
+    has_more: bool
+
+
+class EventAnswer(Answer):
+    id: str
+    object: Literal["fine_tuning.job.event"]
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any]
+
+
+class EventList(Answer):
+    object: Literal["list"]
+    data: list[EventAnswer]
+    has_more: bool
+
+
+class CheckpointAnswer(Answer):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"]
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: dict[str, Any]
+
+
+class CheckpointList(Answer):
+    object: Literal["list"]
+    data: list[CheckpointAnswer]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+@router.post("/v1/fine_tuning/jobs", response_model=JobAnswer, responses=fails(404, 503))
 async def create(body: CreateJob, models: Models, store: Stored) -> dict[str, Any]:
     """Queue a training job."""
     if body.integrations:
@@ -78,7 +150,7 @@ async def create(body: CreateJob, models: Models, store: Stored) -> dict[str, An
     return describe(await run_in_threadpool(_create, store, spec))
 
 
-@router.get("/v1/fine_tuning/jobs")
+@router.get("/v1/fine_tuning/jobs", response_model=JobList, responses=fails(404))
 def list_jobs(request: Request, store: Stored, limit: Limit = 20, after: str | None = None) -> dict[str, Any]:
     """Jobs, newest first; `metadata[key]=value` picks those that have it."""
     wanted = {
@@ -90,7 +162,7 @@ def list_jobs(request: Request, store: Stored, limit: Limit = 20, after: str | N
     return {"object": "list", "data": [describe(job) for job in jobs], "has_more": has_more}
 
 
-@router.get("/v1/fine_tuning/jobs/{job_id}")
+@router.get("/v1/fine_tuning/jobs/{job_id}", response_model=JobAnswer)
 async def get_job(job_id: str, tuned: Tuned, store: Stored) -> dict[str, Any]:
     """One job. Once it says succeeded, its model can be asked."""
     job = await run_in_threadpool(store.jobs.get, job_id)
@@ -99,25 +171,28 @@ async def get_job(job_id: str, tuned: Tuned, store: Stored) -> dict[str, Any]:
     return describe(job)
 
 
-@router.post("/v1/fine_tuning/jobs/{job_id}/cancel")
+@router.post("/v1/fine_tuning/jobs/{job_id}/cancel", response_model=JobAnswer, responses=fails(409))
 def cancel(job_id: str, store: Stored) -> dict[str, Any]:
     """End a job, at its next step where it runs."""
     return describe(store.jobs.ask(job_id, Want.CANCEL))
 
 
-@router.post("/v1/fine_tuning/jobs/{job_id}/pause")
+@router.post("/v1/fine_tuning/jobs/{job_id}/pause", response_model=JobAnswer, responses=fails(409))
 def pause(job_id: str, store: Stored) -> dict[str, Any]:
     """Stop a job where it is, to go on later."""
     return describe(store.jobs.ask(job_id, Want.PAUSE))
 
 
-@router.post("/v1/fine_tuning/jobs/{job_id}/resume")
+@router.post("/v1/fine_tuning/jobs/{job_id}/resume", response_model=JobAnswer, responses=fails(409))
 def resume(job_id: str, store: Stored) -> dict[str, Any]:
     """Let a paused job go on."""
     return describe(store.jobs.ask(job_id, Want.RUN))
 
 
-@router.get("/v1/fine_tuning/jobs/{job_id}/events")
+@router.get(
+    "/v1/fine_tuning/jobs/{job_id}/events",
+    responses=says(EventList, events="With `stream`: the same events, oldest first, then `[DONE]`."),
+)
 async def list_events(
     job_id: str,
     tuned: Tuned,
@@ -137,7 +212,7 @@ async def list_events(
     return json_response({"object": "list", "data": [describe_event(event) for event in events], "has_more": has_more})
 
 
-@router.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
+@router.get("/v1/fine_tuning/jobs/{job_id}/checkpoints", response_model=CheckpointList)
 async def list_checkpoints(
     job_id: str, tuned: Tuned, store: Stored, limit: Limit = 10, after: str | None = None
 ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trefoil.api.deps import Models
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import says
 from trefoil.api.routes.openai.embeddings import Dimensions, shortened, written
 from trefoil.api.schemas import Text
 from trefoil.api.scoring import Several, answered, embed, embedding_limit, encode_all, score, text_limit, unit
@@ -55,7 +56,13 @@ class SentenceSimilarityRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/feature-extraction")
+Vector = list[float] | str
+"""Numbers, or their float32 bytes in base64."""
+TokenRows = list[list[list[float]]]
+"""A vector for each token of one text."""
+
+
+@router.post("/v1/tasks/feature-extraction", responses=says(Vector | list[Vector] | TokenRows | list[TokenRows]))
 async def features(
     body: FeatureExtractionRequest, request: Request, models: Models, model: str | None = None
 ) -> Response:
@@ -83,7 +90,7 @@ async def features(
     return json_response(found[0] if isinstance(body.inputs, str) else found)
 
 
-@router.post("/v1/tasks/sentence-similarity")
+@router.post("/v1/tasks/sentence-similarity", responses=says(list[float]))
 async def similarity(
     body: SentenceSimilarityRequest, request: Request, models: Models, model: str | None = None
 ) -> Response:

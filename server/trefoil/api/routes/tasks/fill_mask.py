@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil import wire
 from trefoil.api.deps import Models
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import StopText as SomeText
 from trefoil.api.schemas import Text
 from trefoil.api.scoring import Floats, Several, answered, encode_all, numbers, once
@@ -40,7 +41,18 @@ class FillMaskRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/fill-mask")
+class Candidate(Answer):
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+
+
+Filled = list[Candidate] | list[list[Candidate]]
+"""The likeliest first; a list for each mask where there are several."""
+
+
+@router.post("/v1/tasks/fill-mask", responses=says(Filled | list[Filled]))
 async def fill(body: FillMaskRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Tokens with their scores for a mask; a list of lists where there are several masks."""
     served = models.find(body.model, model, task="fill-mask")

@@ -19,6 +19,7 @@ from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import GenerationParams, Text
 from trefoil.api.scoring import answered, encode_all, numbers, once
 from trefoil.api.sse import json_response
@@ -55,7 +56,14 @@ class PerplexityRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/perplexity")
+class PerplexityAnswer(Answer):
+    perplexity: float
+    nll: float
+    tokens: list[str]
+    token_logprobs: list[float | None]
+
+
+@router.post("/v1/tasks/perplexity", responses=says(PerplexityAnswer | list[PerplexityAnswer]))
 async def perplexity(body: PerplexityRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Score a text, or a target given a text, or each of a list."""
     inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]

@@ -10,6 +10,7 @@ from trefoil.api.answers import CONTEXT, Reader
 from trefoil.api.deps import Models
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import StopText as SomeText
 from trefoil.api.scoring import Several, answered, score, text_limit
 from trefoil.api.sse import json_response
@@ -61,7 +62,14 @@ class QuestionAnsweringRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/question-answering")
+class Found(Answer):
+    score: float
+    start: int
+    end: int
+    answer: str
+
+
+@router.post("/v1/tasks/question-answering", responses=says(Found | list[Found] | list[Found | list[Found]]))
 async def answer(
     body: QuestionAnsweringRequest, request: Request, models: Models, model: str | None = None
 ) -> Response:

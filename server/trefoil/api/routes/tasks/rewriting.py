@@ -6,6 +6,7 @@ from fastapi.responses import Response
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.sse import json_response
 from trefoil.api.text_to_text import (
     Rewriting,
@@ -21,14 +22,26 @@ from trefoil.api.text_to_text import (
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/tasks/summarization")
+class Summary(Answer):
+    summary_text: str
+
+
+class Translation(Answer):
+    translation_text: str
+
+
+class Rewritten(Answer):
+    generated_text: str
+
+
+@router.post("/v1/tasks/summarization", responses=says(list[Summary] | list[list[Summary]]))
 async def summarize(body: TextRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Say the same in fewer words."""
     served = models.find(body.model, model, task="summarization")
     return await _rewritten(body, request, models, rewriting(served, "summarization"), "summary_text")
 
 
-@router.post("/v1/tasks/translation")
+@router.post("/v1/tasks/translation", responses=says(list[Translation] | list[list[Translation]]))
 async def translate(body: TranslationRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Say the same in another language."""
     served = models.find(body.model, model, task="translation")
@@ -36,7 +49,7 @@ async def translate(body: TranslationRequest, request: Request, models: Models, 
     return await _rewritten(body, request, models, how, "translation_text")
 
 
-@router.post("/v1/tasks/text2text-generation")
+@router.post("/v1/tasks/text2text-generation", responses=says(list[Rewritten] | list[list[Rewritten]]))
 async def generate(body: TextRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Whatever the model makes of a text; a task's prefix is the caller's to write."""
     served = models.find(body.model, model, task="text2text-generation")

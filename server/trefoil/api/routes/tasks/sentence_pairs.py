@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from trefoil.api.deps import Models
 from trefoil.api.fleet import Fleet
 from trefoil.api.json_route import JsonRoute
-from trefoil.api.routes.tasks.text_classification import ranked
+from trefoil.api.reference import says
+from trefoil.api.routes.tasks.text_classification import Label, ranked
 from trefoil.api.schemas import StopText as SomeText
 from trefoil.api.scoring import Several, answered, encode_all, score, softmax
 from trefoil.api.sse import json_response
@@ -42,7 +43,7 @@ class SentencePairRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/next-sentence-prediction")
+@router.post("/v1/tasks/next-sentence-prediction", responses=says(list[list[Label]]))
 async def next_sentence(
     body: SentencePairRequest, request: Request, models: Models, model: str | None = None
 ) -> Response:
@@ -50,7 +51,7 @@ async def next_sentence(
     return json_response(await _judge("next-sentence-prediction", body, request, models, model))
 
 
-@router.post("/v1/tasks/sentence-order-prediction")
+@router.post("/v1/tasks/sentence-order-prediction", responses=says(list[list[Label]]))
 async def sentence_order(
     body: SentencePairRequest, request: Request, models: Models, model: str | None = None
 ) -> Response:

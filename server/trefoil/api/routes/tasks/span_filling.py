@@ -21,6 +21,7 @@ from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import ServedModel
 from trefoil.api.generation import begin, encode_prompt
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import DEFAULT_BEAMS, MAX_BEAMS, GenerationParams, Text
 from trefoil.api.sse import json_response
 from trefoil.api.text_stream import TextStream
@@ -121,7 +122,25 @@ class Gapped:
         return spans
 
 
-@router.post("/v1/tasks/span-filling")
+class SpanAnswer(Answer):
+    index: int
+    text: str
+    score: float
+
+
+class FilledText(Answer):
+    text: str
+    score: float
+    spans: list[SpanAnswer]
+
+
+class SpanFillingAnswer(FilledText):
+    """The best way to fill the gaps, and all that were asked for."""
+
+    candidates: list[FilledText]
+
+
+@router.post("/v1/tasks/span-filling", responses=says(SpanFillingAnswer | list[SpanFillingAnswer]))
 async def fill(body: SpanFillingRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Fill the gaps of a text, or of each of a list."""
     served = models.find(body.model, model, task="span-filling")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil.api.deps import Models
 from trefoil.api.fleet import ServedModel
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import Text
 from trefoil.api.scoring import Floats, Several, answered, encode_all, score, sigmoid, softmax
 from trefoil.api.sse import json_response
@@ -51,7 +52,12 @@ class TextClassificationRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/text-classification")
+class Label(Answer):
+    label: str
+    score: float
+
+
+@router.post("/v1/tasks/text-classification", responses=says(list[list[Label]]))
 async def classify(
     body: TextClassificationRequest, request: Request, models: Models, model: str | None = None
 ) -> Response:

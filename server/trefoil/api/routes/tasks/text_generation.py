@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -13,6 +13,7 @@ from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import INT64, GenerationParams, StopText, Text
 from trefoil.api.sse import EventStream, event, json_response
 from trefoil.api.text_stream import Piece, TextStream
@@ -88,7 +89,41 @@ class TextGenerationRequest(BaseModel):
     stream: bool | None = None
 
 
-@router.post("/v1/tasks/text-generation")
+class Token(Answer):
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class PromptToken(Answer):
+    id: int
+    text: str
+    logprob: float | None
+
+
+class Details(Answer):
+    finish_reason: Literal["eos_token", "stop_sequence", "length"]
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PromptToken]
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | None
+    best_of_sequences: None
+
+
+class GeneratedText(Answer):
+    generated_text: str
+    details: Details | None = None
+
+
+@router.post(
+    "/v1/tasks/text-generation",
+    responses=says(
+        list[GeneratedText] | list[list[GeneratedText]],
+        events="With `stream`: an object a token with `token`, and in the last one `generated_text` and `details`.",
+    ),
+)
 async def generate(body: TextGenerationRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """Continue a text, or each of a list."""
     body.parameters.refuse_unsupported()

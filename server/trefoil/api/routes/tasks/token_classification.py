@@ -10,6 +10,7 @@ from trefoil.api.deps import Models
 from trefoil.api.entities import Strategy, Tagger, merged
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import Text
 from trefoil.api.scoring import Several, answered, encode_all, score, softmax, text_limit
 from trefoil.api.sse import json_response
@@ -35,7 +36,19 @@ class TokenClassificationRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/token-classification")
+class EntityAnswer(Answer):
+    """`entity_group` where tokens were joined, `entity` with its token's `index` where not."""
+
+    entity_group: str | None = None
+    entity: str | None = None
+    score: float
+    index: int | None = None
+    word: str
+    start: int
+    end: int
+
+
+@router.post("/v1/tasks/token-classification", responses=says(list[EntityAnswer] | list[list[EntityAnswer]]))
 async def tag(body: TokenClassificationRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """The entities of a text, or of each of a list; a long text is cut, or with `stride` read in windows."""
     served = models.find(body.model, model, task="token-classification")

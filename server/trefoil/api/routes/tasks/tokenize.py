@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil.api.deps import Models
 from trefoil.api.generation import render_chat
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import Answer
 from trefoil.api.routes.openai.chat import Message
 from trefoil.api.schemas import Text, TokenId
 from trefoil.errors import InvalidRequest
@@ -34,7 +35,23 @@ class DetokenizeRequest(BaseModel):
     skip_special_tokens: bool = True
 
 
-@router.post("/v1/tokenize")
+Place = Annotated[list[int], Field(min_length=2, max_length=2)]
+"""Where a token begins in the text, and where it ends."""
+
+
+class TokensAnswer(Answer):
+    tokens: list[str]
+    ids: list[int]
+    offsets: list[Place]
+    type_ids: list[int]
+    count: int
+
+
+class TextAnswer(Answer):
+    text: str
+
+
+@router.post("/v1/tokenize", response_model=TokensAnswer)
 async def tokenize(body: TokenizeRequest, models: Models, model: str | None = None) -> dict[str, Any]:
     """A text's tokens, or those of a conversation after the chat template."""
     if (body.text is None) == (body.messages is None):
@@ -61,7 +78,7 @@ async def tokenize(body: TokenizeRequest, models: Models, model: str | None = No
     }
 
 
-@router.post("/v1/detokenize")
+@router.post("/v1/detokenize", response_model=TextAnswer)
 async def detokenize(body: DetokenizeRequest, models: Models, model: str | None = None) -> dict[str, str]:
     """The text of ids."""
     tokenizer = models.find(body.model, model).tokenizer

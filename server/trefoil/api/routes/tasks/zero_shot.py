@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from trefoil.api.deps import Models
 from trefoil.api.json_route import JsonRoute
+from trefoil.api.reference import says
+from trefoil.api.routes.tasks.text_classification import Label
 from trefoil.api.schemas import StopText as SomeText
 from trefoil.api.scoring import Floats, Several, answered, encode_all, score, softmax, text_limit
 from trefoil.api.sse import json_response
@@ -46,7 +48,7 @@ class ZeroShotRequest(BaseModel):
     model: str | None = None
 
 
-@router.post("/v1/tasks/zero-shot-classification")
+@router.post("/v1/tasks/zero-shot-classification", responses=says(list[Label] | list[list[Label]]))
 async def classify(body: ZeroShotRequest, request: Request, models: Models, model: str | None = None) -> Response:
     """The labels with their scores, the likeliest first, for a text or each of a list."""
     served = models.find(body.model, model, task="zero-shot-classification")
