@@ -18,7 +18,7 @@ test: $(VENV)/.test
 	$(BIN)/pytest $(SPREAD)
 
 test-fast: $(VENV)/.test
-	$(BIN)/pytest $(SPREAD) -m "not slow and not gpu" -x
+	$(BIN)/pytest $(SPREAD) -m "not slow and not gpu and not docker" -x
 
 gpu: $(VENV)/.test
 	$(BIN)/pytest -m gpu
