@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from typer.models import OptionInfo
 
 from trefoil.api.app import bare_app
-from trefoil.api.reference import ERRORS, operations
+from trefoil.api.reference import ERRORS, GROUPS, operations
 from trefoil.cli.serve import serve, worker
 
 HERE = Path(__file__).parent
@@ -23,17 +23,6 @@ ITEMS = {"minItems": "at least", "maxItems": "at most"}
 CHARACTERS = {"minLength": "at least", "maxLength": "at most"}
 HUGE = 2**62
 """Bounds that only keep numbers inside 64 bits are not worth a reader's time."""
-GROUPS = {
-    "Generation": ("/v1/chat", "/v1/completions"),
-    "Embeddings and ranking": ("/v1/embeddings", "/v1/rerank"),
-    "Tasks": ("/v1/tasks",),
-    "Tokens and plans": ("/v1/tokenize", "/v1/detokenize", "/v1/plan"),
-    "Models": ("/v1/models",),
-    "Files": ("/v1/files",),
-    "Training": ("/v1/fine_tuning",),
-    "Operations": ("/health", "/ready", "/metrics", "/version"),
-    "TEI": ("/",),
-}
 API_HEAD = """# HTTP reference
 
 Written from the server's OpenAPI by `make docs`; a running server shows the same at `/docs`.
@@ -73,11 +62,9 @@ def api_page() -> str:
     schema = bare_app().openapi()
     shapes = schema["components"]["schemas"]
     lines = [API_HEAD + "\n".join(f"| {status} | {text} |" for status, text in ERRORS.items())]
-    left = list(operations(schema))
     answers: dict[str, None] = {}
-    for group, prefixes in GROUPS.items():
-        own = [one for one in left if one[0].startswith(prefixes)]
-        left = [one for one in left if one not in own]
+    for group in GROUPS:
+        own = [one for one in operations(schema) if one[2]["tags"] == [group]]
         lines += [f"## {group}", *(_operation(*one, shapes, answers) for one in own)]
     lines += ["## Shapes of answers", *_shapes(shapes, answers)]
     return "\n\n".join(lines) + "\n"

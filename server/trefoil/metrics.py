@@ -46,6 +46,8 @@ class Metrics:
         self.request_generated_tokens = self._histogram(
             "request_generation_tokens", "Generated tokens of a request.", TOKENS
         )
+        self.tasks = self._counter("task_requests", "Requests that a model was found for, by task.", (*LABEL, "task"))
+        self.jobs = self._gauge("fine_tuning_jobs", "Training jobs, by status.", ("status",))
         self.http_requests = self._counter("http_requests", "Responses by route and status.", ("route", "status"))
 
     def introduce(self, model_name: str) -> None:

@@ -37,6 +37,13 @@ def test_metrics_count_what_was_done(http: httpx.Client, server: Server) -> None
     assert [now - then for now, then in zip(after, before, strict=True)] == [3, 9]
 
 
+def test_tasks_are_counted_by_model_and_jobs_by_status(http: httpx.Client, server: Server) -> None:
+    before = server.metric("task_requests_total", model_name="b", task="perplexity")
+    http.post("/v1/tasks/perplexity", json={"model": "b", "inputs": "the cat sat"})
+    assert server.metric("task_requests_total", model_name="b", task="perplexity") == before + 1
+    assert 'trefoil:fine_tuning_jobs{status="running"} 0.0' in http.get("/metrics").text
+
+
 def test_responses_are_counted_by_route(http: httpx.Client, server: Server) -> None:
     before = server.metric("http_requests_total", route="/v1/tokenize", status="400")
     http.post("/v1/tokenize", json={})

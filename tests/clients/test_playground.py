@@ -1,6 +1,8 @@
 """The playground in a real browser against a real server: every page used as people do, on a desk and a phone."""
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from e2e.serving import Server
+from e2e.serving import Server, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -22,6 +24,13 @@ def browser() -> Iterator[Browser]:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield found
         found.close()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as `make serve` starts it, with its worker."""
+    with serving(tmp_path_factory.mktemp("playground") / "stderr", env={"TREFOIL_NO_WORKER": "0"}) as running:
+        yield running
 
 
 @pytest.fixture(params=[(1280, 800), (390, 844)], ids=["desk", "phone"])
@@ -39,6 +48,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, demo: Server) -> Iter
     )
     own.on("request", lambda asked: None if asked.url.startswith(demo.url) else wrong.append(asked.url))
     own.goto(demo.url)
+    expect(own.get_by_role("button", name="capital of France")).to_be_enabled()
     yield own
     assert own.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
     context.close()
@@ -71,6 +81,9 @@ def test_chat_streams_and_shows_what_else_was_considered(page: Page) -> None:
     picture(page, "chat")
     page.get_by_role("button", name="New conversation").click()
     expect(page.locator(".turn")).to_have_count(0)
+    picture(page, "openings")
+    page.get_by_role("button", name="opposite of hot").click()
+    expect(page.locator(".turn.assistant")).to_contain_text("cold")
 
 
 def test_an_answer_is_stopped_by_the_keyboard(page: Page) -> None:
@@ -128,6 +141,26 @@ def test_labels_are_bars(page: Page, demo: Server) -> None:
     page.get_by_role("button", name="Run").click()
     expect(page.locator(".bars li")).not_to_have_count(0)
     picture(page, "classify")
+
+
+@pytest.mark.parametrize("page", [(1280, 800)], indirect=True, ids=["desk"])
+def test_a_job_is_started_watched_and_its_result_asked(page: Page) -> None:
+    turns = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am clover."}]
+    rows = "\n".join([json.dumps({"messages": turns})] * 8).encode()
+    page.get_by_role("link", name="Train").click()
+    page.locator("input[type=file]").set_input_files({"name": "rows.jsonl", "mimeType": "text/plain", "buffer": rows})
+    page.get_by_label("Epochs").fill("12")
+    page.get_by_label("Learning rate").fill("0.002")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator(".chart").first).to_contain_text("Loss", timeout=4 * SLOWLY_MS)
+    picture(page, "training")
+    page.get_by_role("button", name="Ask the result").click(timeout=6 * SLOWLY_MS)
+    expect(page.get_by_label("Model")).to_have_value(re.compile("^ft:demo-decoder:mine:"))
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Say something").fill("Who are you?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn.assistant")).to_contain_text("I am clover.")
+    picture(page, "asked")
 
 
 def test_the_engine_page_shows_what_was_done(page: Page) -> None:

@@ -1,5 +1,7 @@
 """A full queue is refused at once, says when to come back, and is open again as soon as there is room."""
 
+import asyncio
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -29,3 +31,19 @@ def test_a_full_queue_is_429_and_recovers(folders: dict[str, Path], log: Path) -
         eventually(lambda: short(server).is_success, within_s=20)
         never = httpx.post(f"{server.url}{PATH}", json=endless(n=6))
         assert (never.status_code, never.json()["error"]["param"]) == (400, "n")
+
+
+async def test_300_at_once_are_answered_or_told_to_come_back(folders: dict[str, Path], log: Path) -> None:
+    with serving(log, f"a={folders['a']}", *FLAGS) as server:
+        body = {"model": "a", "prompt": [5, 6, 7], "max_tokens": 16, "ignore_eos": True}
+        limits = httpx.Limits(max_connections=300)
+        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as http:
+            answers = await asyncio.gather(*(http.post(PATH, json=body) for _ in range(300)))
+        statuses = Counter(answer.status_code for answer in answers)
+        assert set(statuses) <= {200, 429, 503}
+        assert statuses[200] >= 5
+        assert statuses[429] > 0
+        assert all(answer.json()["usage"]["completion_tokens"] == 16 for answer in answers if answer.is_success)
+        assert all("retry-after" in answer.headers for answer in answers if not answer.is_success)
+        assert short(server).is_success
+        eventually(server.is_idle, within_s=20)

@@ -3,6 +3,8 @@ import { html, useEffect, useRef, useState } from "/static/vendor/htm-preact.mjs
 import { events } from "/static/api.js";
 import { Bars, ModelChoice, Problem, useModel } from "/static/parts.js";
 
+const OPENINGS = ["What is the capital of France?", "3加4等于几？", "Tell me a story.", "What is the opposite of hot?"];
+
 export function Chat({ t, models, wanted }) {
   const model = useModel(models, "text-generation", "chat");
   const [turns, setTurns] = useState([]);
@@ -17,9 +19,9 @@ export function Chat({ t, models, wanted }) {
   useEffect(() => { if (wanted) model.choose(wanted); }, [wanted]);
   useEffect(() => { end.current?.scrollIntoView({ block: "nearest" }); }, [turns]);
 
-  async function send() {
-    if (!draft.trim() || busy || !model.name) return;
-    const said = [...turns, { role: "user", pieces: [{ text: draft }] }];
+  async function send(words = draft) {
+    if (!words.trim() || busy || !model.name) return;
+    const said = [...turns, { role: "user", pieces: [{ text: words }] }];
     const pieces = [];
     setDraft(""); setError(null); setBusy(true); look(null);
     setTurns([...said, { role: "assistant", pieces, model: model.name }]);
@@ -63,6 +65,7 @@ export function Chat({ t, models, wanted }) {
         <h3>${turn.role === "user" ? t("You") : `${t("Assistant")} · ${turn.model}`}</h3>
         <p>${turn.pieces.map((one, at) => turn.role === "user" ? one.text : html`<${Piece} piece=${one} chosen=${seen?.turn === number && seen.at === at}
           onClick=${() => look({ turn: number, at })}/>`)}${busy && number === turns.length - 1 ? html`<span class="caret"></span>` : null}</p></article>`)}
+      ${turns.length ? null : html`<div class="openings">${OPENINGS.map((words) => html`<button class="quiet" disabled=${!model.name} onClick=${() => send(words)}>${words}</button>`)}</div>`}
       <div ref=${end}></div></div>
     ${turns.length > 1 ? html`<aside class="alternatives">${piece?.tokens?.length
       ? piece.tokens.map((token) => html`<h4><code>${shown(token.token)}</code> ${t("Probability")} ${(Math.exp(token.logprob) * 100).toFixed(1)}%</h4>
@@ -71,7 +74,7 @@ export function Chat({ t, models, wanted }) {
     <${Problem} error=${error}/>
     <div class="compose"><textarea rows="2" value=${draft} placeholder=${t("Say something")} aria-label=${t("Say something")} onInput=${(event) => setDraft(event.target.value)} onKeyDown=${onKey}></textarea>
       ${busy ? html`<button class="stop" onClick=${() => working.current.abort()}>${t("Stop")}</button>`
-             : html`<button class="go" disabled=${!draft.trim() || !model.name} onClick=${send}>${t("Send")}</button>`}</div>
+             : html`<button class="go" disabled=${!draft.trim() || !model.name} onClick=${() => send()}>${t("Send")}</button>`}</div>
     <p class="note">${t("Enter sends, Shift+Enter makes a new line, Escape stops")}</p></section>`;
 }
 

@@ -42,9 +42,9 @@ export function Engine({ t }) {
     <dl><${Figure} name=${t("Running")} value=${own.num_requests_running}/><${Figure} name=${t("Waiting")} value=${own.num_requests_waiting}/>
       ${own.pages ? html`<${Figure} name=${t("Pages used")} value=${`${Math.round((own.kv_cache_usage_perc ?? 0) * own.pages)} ${t("of")} ${own.pages}`}/>` : null}
       ${own.prefix_cache_queries_total ? html`<${Figure} name=${t("Prefix cache hits")} value=${`${((100 * own.prefix_cache_hits_total) / own.prefix_cache_queries_total).toFixed(0)}%`}/>` : null}
-      <${Figure} name=${t("Tokens per second")} value=${own.rate.toFixed(1)}/><${Figure} name=${t("Answers")} value=${own.request_success_total ?? 0}/></dl>
-    ${own.pages ? html`<progress max="1" value=${own.kv_cache_usage_perc}></progress>` : null}
-    <${Chart} title=${t("Tokens per second")} points=${past.current[name] ?? []}/></div>`)}</section>`;
+      ${own.pages ? html`<${Figure} name=${t("Tokens per second")} value=${own.rate.toFixed(1)}/>` : null}<${Figure} name=${t("Answers")} value=${own.request_success_total ?? 0}/></dl>
+    ${own.pages ? html`<progress max="1" value=${own.kv_cache_usage_perc}></progress>
+    <${Chart} title=${t("Tokens per second")} points=${past.current[name] ?? []}/>` : null}</div>`)}</section>`;
 }
 
 const Figure = ({ name, value }) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`;

@@ -194,6 +194,8 @@ class Fleet:
         if task is not None and task not in model.tasks:
             able = ", ".join(model.tasks)
             raise WrongTask(f"the model {name} cannot do {task}; it can do {able}", param="model")
+        if task is not None:
+            self.metrics.tasks.labels(name, task).inc()
         return model
 
     def _only(self, task: str | None) -> ServedModel:

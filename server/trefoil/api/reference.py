@@ -44,6 +44,18 @@ ERRORS = {
 PROBES = frozenset({"/health", "/ready"})
 UNLIMITED = PROBES | {"/metrics", "/version"}
 BUSY = frozenset({429, 503})
+GROUPS = {
+    "Generation": ("/v1/chat", "/v1/completions"),
+    "Embeddings and ranking": ("/v1/embeddings", "/v1/rerank"),
+    "Tasks": ("/v1/tasks",),
+    "Tokens and plans": ("/v1/tokenize", "/v1/detokenize", "/v1/plan"),
+    "Models": ("/v1/models",),
+    "Files": ("/v1/files",),
+    "Training": ("/v1/fine_tuning",),
+    "Operations": ("/health", "/ready", "/metrics", "/version"),
+    "TEI": ("/",),
+}
+"""The headings of the reference, and how their routes begin; the first that fits."""
 EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 KEY = {"key": {"type": "http", "scheme": "bearer", "description": "One of the server's keys, where it asks for one."}}
 
@@ -78,7 +90,9 @@ class App(FastAPI):
         parts["schemas"] |= {**error.pop("$defs"), "ErrorAnswer": error}
         parts["securitySchemes"] = KEY
         schema["security"] = [{}, {"key": []}]
+        schema["tags"] = [{"name": group} for group in GROUPS]
         for path, method, operation in operations(schema):
+            operation["tags"] = [next(group for group, begins in GROUPS.items() if path.startswith(begins))]
             operation["responses"].pop("422", None)
             for status in sorted(_errors(path, method, operation)):
                 operation["responses"].setdefault(str(status), {}).update(_error(status))

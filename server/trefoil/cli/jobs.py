@@ -23,7 +23,7 @@ JobId = Annotated[str, typer.Argument(help="The job's id.")]
 @app.command()
 def create(
     model: Annotated[str, typer.Argument(help="The model to train.")],
-    data: Annotated[Path, typer.Argument(help="JSON lines; see docs/tasks/training.md for the formats.")],
+    data: Annotated[Path, typer.Argument(help="JSON lines; see docs/training.md for the formats.")],
     method: Annotated[
         str, typer.Option(help="supervised, dpo, reward, ppo, grpo, pretrain, classification, ...")
     ] = "supervised",

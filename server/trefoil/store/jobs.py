@@ -135,6 +135,13 @@ class Jobs:
             found = [_job(row) for row in connection.execute(query.limit(page.limit + 1))]
         return found[: page.limit], len(found) > page.limit
 
+    def counts(self) -> dict[State, int]:
+        """How many jobs there are in each state."""
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(job_table.c.state, sa.func.count()).group_by(job_table.c.state))
+            found = {State(state): number for state, number in rows}
+        return {state: found.get(state, 0) for state in State}
+
     def uses_file(self, file_id: str) -> bool:
         """Does a job that is not over need this file?"""
         spec = job_table.c.spec

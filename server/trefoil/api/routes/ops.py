@@ -5,9 +5,10 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
 
 from trefoil import __version__
-from trefoil.api.deps import Models
+from trefoil.api.deps import Models, Stored
 from trefoil.api.reference import Answer, Responses, says
 from trefoil.api.sse import json_response
 
@@ -45,8 +46,10 @@ async def ready(models: Models) -> Response:
 
 
 @router.get("/metrics", response_class=Response, responses=NUMBERS)
-async def metrics(models: Models) -> Response:
+async def metrics(models: Models, store: Stored) -> Response:
     """Prometheus text."""
+    for state, number in (await run_in_threadpool(store.jobs.counts)).items():
+        models.metrics.jobs.labels(state).set(number)
     return Response(models.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -16,7 +16,7 @@ from trefoil_models.model_folder import ModelFolder
 router = APIRouter(route_class=JsonRoute)
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
-Amount = Annotated[float, Field(gt=0, le=1e40)]
+Amount = Annotated[float, Field(ge=1, le=1e40)]
 
 
 class CacheRequest(BaseModel):
