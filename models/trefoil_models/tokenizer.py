@@ -107,10 +107,13 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of these ids; an id that no token has says nothing."""
-        heard = [token_id for token_id in ids if self.is_audible(token_id, skip_special_tokens=skip_special_tokens)]
+        return self.spell([i for i in ids if self.is_audible(i, skip_special_tokens=skip_special_tokens)])
+
+    def spell(self, audible: list[int]) -> str:
+        """The text of ids that all say something."""
         if not self._spells_bytes:
-            return self._backend.decode(heard, skip_special_tokens=False)
-        tokens = [self._backend.id_to_token(token_id) or "" for token_id in heard]
+            return self._backend.decode(audible, skip_special_tokens=False)
+        tokens = [self._backend.id_to_token(token_id) or "" for token_id in audible]
         return cast(str, self._decoder.decode(join_bytes(tokens)))
 
     def token_id(self, token: str) -> int | None:
@@ -171,14 +174,14 @@ class TextStream:
         self._skips = skip_special_tokens
         heard = (token_id for token_id in reversed(prompt_ids) if self._is_audible(token_id))
         self._window = list(islice(heard, WINDOW))[::-1]
-        self._shown = self._text()
+        self._shown = tokenizer.spell(self._window)
 
     def push(self, token_id: int) -> str:
         """The text that this id completes, perhaps none."""
         if not self._is_audible(token_id):
             return ""
         self._window.append(token_id)
-        text = self._text()
+        text = self._tokenizer.spell(self._window)
         fresh = self._show(_settled(text))
         if len(self._window) >= 2 * WINDOW:
             self._forget(held=_after(self._shown, text))
@@ -186,7 +189,7 @@ class TextStream:
 
     def flush(self) -> str:
         """What was held back, now that no more ids come."""
-        return self._show(self._text())
+        return self._show(self._tokenizer.spell(self._window))
 
     def _show(self, text: str) -> str:
         fresh = _after(self._shown, text)
@@ -197,10 +200,7 @@ class TextStream:
     def _forget(self, *, held: str) -> None:
         """Keep only the latest ids, and of their text the same tail as not yet shown."""
         self._window = self._window[-WINDOW:]
-        self._shown = self._text().removesuffix(held)
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special_tokens=self._skips)
+        self._shown = self._tokenizer.spell(self._window).removesuffix(held)
 
     def _is_audible(self, token_id: int) -> bool:
         return self._tokenizer.is_audible(token_id, skip_special_tokens=self._skips)
