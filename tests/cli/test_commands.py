@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from e2e.serving import Server, command, environment
+from trefoil import __version__
 from trefoil.cli.main import app
 
 FOLDER = str(files("trefoil_models") / "demo" / "decoder")
@@ -35,6 +36,10 @@ def trefoil(*words: str, **env: str) -> tuple[int, str, str]:
     """A process of its own: exit status, standard output, standard error."""
     done = subprocess.run(command(*words), env=environment(env), capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
+
+
+def test_the_version_is_told() -> None:
+    assert trefoil("--version") == (0, f"{__version__}\n", "")
 
 
 def test_generate_continues_a_text_from_the_argument_or_standard_input(ask: Run) -> None:

@@ -25,14 +25,20 @@ EXIT_REFUSED = 1
 EXIT_USAGE = 2
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    """One server for every transformer family."""
-    if version:
+def tell_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=tell_version)
+    ] = False,
+) -> None:
+    """One server for every transformer family."""
 
 
 def main() -> None:
