@@ -17,7 +17,7 @@ import pytest
 
 import tiny
 from databases import fresh_database
-from e2e.serving import children, eventually
+from e2e.serving import children, eventually, title
 from trefoil.store.jobs import Job, Spec, State, Want
 from trefoil.store.store import Store
 
@@ -195,7 +195,7 @@ def test_worker_told_to_leave_gives_its_job_back(base: Path, tmp_path: Path) -> 
 def test_trainer_that_dies_goes_on_from_its_checkpoint(shop: Shop) -> None:
     whole, broken = shop.submit(n_epochs=10), shop.submit(n_epochs=10)
     eventually(lambda: shop.steps(broken), within_s=60)
-    (trainer,) = children(shop.workers[0].pid)
+    (trainer,) = [pid for pid in children(shop.workers[0].pid) if title(pid) == f"trefoil trainer {broken.id}"]
     os.kill(trainer, signal.SIGKILL)
     assert shop.wait(broken).state == State.SUCCEEDED
     assert "killed by signal 9" in " ".join(event.message for event in shop.store.jobs.events(broken.id))

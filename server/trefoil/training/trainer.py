@@ -1,7 +1,7 @@
 """The trainer process: one attempt at one job, from its last checkpoint to its model.
 
-Started by the worker as `python -m trefoil.training.trainer`, the spec as JSON on standard input; it dies with the
-worker. SIGTERM: save after this step and leave with status 75.
+Started by the worker as `python -m trefoil.training.trainer`, maybe before there is a job for it: the spec comes as JSON
+on standard input. It dies with the worker. SIGTERM: save after this step and leave with status 75.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ import msgspec
 import structlog
 import torch
 from safetensors import SafetensorError
+from setproctitle import setproctitle
 
 from trefoil.errors import TrefoilError
 from trefoil.logs import configure_logs
@@ -55,9 +56,12 @@ def main() -> None:
     stop = Stop()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    spec, claim = msgspec.json.decode(sys.stdin.buffer.read(), type=tuple[WorkerSpec, Claim])
-    if os.getppid() != parent:
-        sys.exit(EXIT_LET_GO)  # the worker died before we asked to die with it
+    setproctitle("trefoil trainer, ready")
+    given = sys.stdin.buffer.read()
+    if not given or os.getppid() != parent:
+        sys.exit(EXIT_LET_GO)  # the worker left without a job for us, or died before we asked to die with it
+    spec, claim = msgspec.json.decode(given, type=tuple[WorkerSpec, Claim])
+    setproctitle(f"trefoil trainer {claim.job_id}")
     configure_logs(as_json=spec.log_json)
     store = Store.open(spec.database, Path(spec.data_dir), lease_s=spec.lease_s)
     try:

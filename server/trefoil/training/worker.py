@@ -53,16 +53,24 @@ class Worker:
     def __init__(self, store: Store, spec: WorkerSpec, stopping: threading.Event) -> None:
         self.store, self.spec, self.stopping = store, spec, stopping
         self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._expects_jobs = not spec.is_embedded
+        self._ready: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
         """Work until told to stop. Trainers are children of this thread and die with it."""
         looking = threading.Thread(target=self._each, args=(State.VALIDATING, self.look_through), name="looking")
         looking.start()
-        self._each(State.QUEUED, self.train)
-        looking.join()
+        try:
+            self._each(State.QUEUED, self.train)
+        finally:
+            looking.join()
+            if self._ready is not None:
+                self._ready.kill()
+                self._ready.wait()
 
     def look_through(self, claim: Claim) -> None:
         """Read a job's files as the trainer will and settle its numbers; a bad line fails it."""
+        self._expects_jobs = True
         try:
             spec = self.store.jobs.get(claim.job_id).spec
             sources = Sources.open(self.store, spec)
@@ -110,14 +118,22 @@ class Worker:
             shutil.rmtree(job_folder(self.store.folder, claim.job_id), ignore_errors=True)
 
     def _start(self, claim: Claim) -> "subprocess.Popen[bytes]":
-        trainer = subprocess.Popen(  # noqa: S603 - our own interpreter
-            [sys.executable, "-m", "trefoil.training.trainer", claim.job_id], stdin=subprocess.PIPE
-        )
+        """Hand the job to the trainer that is ready, or to a new one."""
+        trainer = self._ready or _new_trainer()
+        self._ready = None
         assert trainer.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             trainer.stdin.write(msgspec.json.encode((self.spec, claim)))
             trainer.stdin.close()
         return trainer
+
+    def _get_ready(self) -> None:
+        """Have a trainer that has loaded what it needs and waits for its job: loading takes seconds.
+
+        A worker inside a server waits for its first job with that, to keep out of the engines' way.
+        """
+        if self._expects_jobs and self._ready is None:
+            self._ready = _new_trainer()
 
     def _watch(self, trainer: "subprocess.Popen[bytes]", claim: Claim) -> None:
         """Keep the lease while the trainer runs, and tell it once when to stop. Raises TrainerGone."""
@@ -156,8 +172,10 @@ class Worker:
                 claim = self.store.jobs.claim(self.name, state)
                 if claim is not None:
                     work(claim)
-                else:
-                    self.stopping.wait(POLL_S)
+                    continue
+                if state == State.QUEUED:
+                    self._get_ready()
+                self.stopping.wait(POLL_S)
             except sa.exc.OperationalError as error:
                 log.warning("database_away", why=str(error.orig), retry_s=DATABASE_AWAY_S)
                 self.stopping.wait(DATABASE_AWAY_S)
@@ -178,6 +196,10 @@ class Worker:
         finally:
             done.set()
             thread.join()
+
+
+def _new_trainer() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "trefoil.training.trainer"], stdin=subprocess.PIPE)  # noqa: S603
 
 
 def oom_kills() -> int:
