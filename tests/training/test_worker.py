@@ -45,7 +45,8 @@ class Shop:
     def start_worker(self) -> "subprocess.Popen[bytes]":
         flags = ["--lease-seconds", str(LEASE_S), "--checkpoint-seconds", "0.2"]
         where = ["--data-dir", str(self.data), "--database-url", self.url]
-        worker = subprocess.Popen([sys.executable, "-m", "trefoil", "worker", *where, *flags])
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}  # two threads on so small a model only wait for each other
+        worker = subprocess.Popen([sys.executable, "-m", "trefoil", "worker", *where, *flags], env=env)
         self.workers.append(worker)
         return worker
 
