@@ -1,7 +1,7 @@
 """The trainer process: one attempt at one job, from its last checkpoint to its model.
 
-Started by the worker as `python -m trefoil.training.trainer`, maybe before there is a job for it: the spec comes as JSON
-on standard input. It dies with the worker. SIGTERM: save after this step and leave with status 75.
+Started by the worker as `python -m trefoil.training.trainer`, maybe before there is a job for it: the spec comes as
+JSON on standard input. It dies with the worker. SIGTERM: save after this step and leave with status 75.
 """
 
 import ctypes

@@ -199,7 +199,7 @@ class Worker:
 
 
 def _new_trainer() -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "trefoil.training.trainer"], stdin=subprocess.PIPE)  # noqa: S603
+    return subprocess.Popen([sys.executable, "-m", "trefoil.training.trainer"], stdin=subprocess.PIPE)
 
 
 def oom_kills() -> int:
