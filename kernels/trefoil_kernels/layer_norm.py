@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import WIDEST_ROW, launch, row_tile, runs_triton
 
 BACKWARD_PROGRAMS = 256
@@ -29,6 +30,18 @@ def layer_norm(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Te
     if not runs_triton(x_TM) or not is_covered:
         return reference(x_TM, weight_M, bias_M, eps)
     return on_triton(x_TM, weight_M, bias_M, eps)
+
+
+def add_layer_norm(x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
+    """The norm of x + y, as post-norm layers take it of a residual."""
+    is_plain = x_TM.dim() == 2 and x_TM.is_contiguous() and y_TM.is_contiguous()
+    is_alike = x_TM.dtype == y_TM.dtype == weight_M.dtype == bias_M.dtype and x_TM.dtype in (
+        torch.float32,
+        torch.bfloat16,
+    )
+    if is_plain and is_alike and (native := native_for(x_TM, y_TM, weight_M, bias_M)):
+        return native.add_layer_norm(x_TM, y_TM, weight_M, bias_M, eps)
+    return layer_norm(x_TM + y_TM, weight_M, bias_M, eps)
 
 
 def on_triton(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
-from trefoil_kernels.layer_norm import layer_norm
+from trefoil_kernels.layer_norm import add_layer_norm, layer_norm
 from trefoil_kernels.linear import linear
 from trefoil_kernels.packed_linear import Weight, products
 from trefoil_kernels.rms_norm import add_rms_norm, rms_norm
@@ -75,6 +75,10 @@ class LayerNorm(nn.Module):
 
     def forward(self, x_TM: Tensor) -> Tensor:
         return layer_norm(x_TM, self.weight, self.bias, self.eps)
+
+    def of_sum(self, x_TM: Tensor, residual_TM: Tensor) -> Tensor:
+        """The norm of their sum."""
+        return add_layer_norm(x_TM, residual_TM, self.weight, self.bias, self.eps)
 
 
 class GatedMLP(nn.Module):

@@ -134,6 +134,7 @@ class Native:
         self._packed_product = _function(library, "packed_product", [Pointer], Int)
         self._attention = _function(library, "attention", [Pointer], Int)
         self._rms_norm = _function(library, "rms_norm", [Int, Pointer, Pointer, Pointer, Long, Long, Long, Float])
+        self._add_layer_norm = _function(library, "add_layer_norm", [Int, *[Pointer] * 5, Long, Long, Float], Int)
         self._rotary = _function(library, "rotary", [Int, *[Pointer] * 4, *[Long] * 5])
         self._silu_mul = _function(library, "silu_mul", [Int, Pointer, Pointer, Pointer, Long])
         self._page_write = _function(library, "page_write", [Pointer, Pointer, Pointer, Long, Long, Long])
@@ -243,6 +244,13 @@ class Native:
         out_TM = torch.empty(rows, width, dtype=x_TM.dtype)
         kind = KINDS[x_TM.dtype]
         self._rms_norm(kind, x_TM.data_ptr(), weight_M.data_ptr(), out_TM.data_ptr(), rows, x_TM.stride(0), width, eps)
+        return out_TM
+
+    def add_layer_norm(self, x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
+        """The norm of x + y, all contiguous and of one dtype."""
+        out_TM = torch.empty(x_TM.shape, dtype=x_TM.dtype)
+        tensors = (tensor.data_ptr() for tensor in (x_TM, y_TM, weight_M, bias_M, out_TM))
+        _check(self._add_layer_norm(KINDS[x_TM.dtype], *tensors, *x_TM.shape, eps))
         return out_TM
 
     def rotary(self, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:

@@ -875,6 +875,57 @@ void trefoil_rms_norm(
     }
 }
 
+/* out = (s - mean(s)) / sqrt(variance(s) + eps) * weight + bias, where s = x + y; `line` holds a row of sums. */
+INLINE void layer_norm_row(
+    enum kind kind, const void *x, const void *y, const void *weight, const void *bias, void *out, long width, float eps,
+    float *line
+) {
+    floats totals = {0}, squares = {0};
+    float rest = 0, rest_squares = 0;
+    long at = 0, whole = width / LANES * LANES;
+    for (; at < whole; at += LANES) {
+        floats own = in_order(kind, x, at) + in_order(kind, y, at);
+        store(line + at, own);
+        totals += own;
+    }
+    for (; at < width; at++) rest += line[at] = number(kind, x, at) + number(kind, y, at);
+    float mean = (sum(totals) + rest) / width;
+    for (at = 0; at < whole; at += LANES) {
+        floats own = load(line + at) - all(mean);
+        store(line + at, own);
+        squares += own * own;
+    }
+    for (; at < width; at++) line[at] -= mean, rest_squares += line[at] * line[at];
+    float scale = 1.0f / sqrtf((sum(squares) + rest_squares) / width + eps);
+    for (at = 0; at < whole; at += LANES) {
+        floats own = load(line + at) * all(scale) * in_order(kind, weight, at) + in_order(kind, bias, at);
+        put_lanes(kind, out, at, LANES, own);
+    }
+    for (; at < width; at++) put(kind, out, at, line[at] * scale * number(kind, weight, at) + number(kind, bias, at));
+}
+
+/* Of each row of x + y; 0, or 1 where there is no memory. */
+int trefoil_add_layer_norm(
+    int32_t kind, const void *x, const void *y, const void *weight, const void *bias, void *out, int64_t rows,
+    int64_t width, float eps
+) {
+    int is_short = 0;
+#pragma omp parallel if (rows * width >= SMALL_WORK)
+    {
+        float *line = malloc(width * sizeof *line);
+        if (!line) is_short = 1;
+#pragma omp for schedule(static)
+        for (long r = 0; r < rows; r++) {
+            if (!line) continue;
+            const void *own = shifted(kind, x, r * width), *other = shifted(kind, y, r * width);
+            if (kind == F32) layer_norm_row(F32, own, other, weight, bias, (float *)out + r * width, width, eps, line);
+            else layer_norm_row(BF16, own, other, weight, bias, (uint16_t *)out + r * width, width, eps, line);
+        }
+        free(line);
+    }
+    return is_short;
+}
+
 INLINE void turn_head(
     enum kind kind, const void *x, void *out, const float *cosine, const float *sine, long half, long width
 ) {

@@ -16,7 +16,7 @@ from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import CheckpointError, Keys
 from trefoil_models.families import bert
 from trefoil_models.heads import Head, Heads
-from trefoil_models.layers import LayerNorm, Linear
+from trefoil_models.layers import LayerNorm, Linear, side_by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,10 @@ class Attention(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend, site: int) -> Tensor:
         q_THD, k_THD, v_THD = (
-            project(x_TM).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
+            y_TM.unflatten(-1, (self.heads, -1)) for y_TM in side_by_side(x_TM, self.query, self.key, self.value)
         )
         out_THD = attend.own(site, q_THD, k_THD, v_THD, mask=Mask.FULL, scale=self.scale)
-        return self.LayerNorm(x_TM + self.dense(out_THD.flatten(1)))
+        return self.LayerNorm.of_sum(self.dense(out_THD.flatten(1)), x_TM)
 
 
 class Layer(nn.Module):
@@ -84,7 +84,7 @@ class Layer(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend, site: int) -> Tensor:
         x_TM = self.attention(x_TM, attend, site)
-        return self.full_layer_layer_norm(x_TM + self.ffn_output(self.activate(self.ffn(x_TM))))
+        return self.full_layer_layer_norm.of_sum(self.ffn_output(self.activate(self.ffn(x_TM))), x_TM)
 
 
 class Group(nn.Module):

@@ -152,7 +152,7 @@ def _around(
     layer: EncoderLayer | DecoderLayer, norm: LayerNorm, x_TM: Tensor, part: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """A sublayer with its residual, its norm before or after."""
-    return x_TM + part(norm(x_TM)) if layer.norms_first else norm(x_TM + part(x_TM))
+    return x_TM + part(norm(x_TM)) if layer.norms_first else norm.of_sum(part(x_TM), x_TM)
 
 
 class Stack(nn.Module):

@@ -16,7 +16,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads
-from trefoil_models.layers import Embedding, LayerNorm, Linear
+from trefoil_models.layers import Embedding, LayerNorm, Linear, side_by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = (
-            project(x_TM).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value)
+            y_TM.unflatten(-1, (self.heads, -1)) for y_TM in side_by_side(x_TM, self.query, self.key, self.value)
         )
         return attend.own(self.site, q_THD, k_THD, v_THD, mask=Mask.FULL, scale=self.scale).flatten(1)
 
@@ -127,7 +127,7 @@ class AddNorm(nn.Module):
         self.LayerNorm = LayerNorm(width, eps)
 
     def forward(self, y_TF: Tensor, x_TM: Tensor) -> Tensor:
-        return self.LayerNorm(x_TM + self.dense(y_TF))
+        return self.LayerNorm.of_sum(self.dense(y_TF), x_TM)
 
 
 class Attention(nn.Module):

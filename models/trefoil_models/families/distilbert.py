@@ -12,7 +12,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads
-from trefoil_models.layers import Embedding, LayerNorm, Linear
+from trefoil_models.layers import Embedding, LayerNorm, Linear, side_by_side
 
 EPS = 1e-12
 """DistilBERT's configs have no key for it."""
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = (
-            project(x_TM).unflatten(-1, (self.heads, -1)) for project in (self.q_lin, self.k_lin, self.v_lin)
+            y_TM.unflatten(-1, (self.heads, -1)) for y_TM in side_by_side(x_TM, self.q_lin, self.k_lin, self.v_lin)
         )
         out_THD = attend.own(self.site, q_THD, k_THD, v_THD, mask=Mask.FULL, scale=self.scale)
         return self.out_lin(out_THD.flatten(1))
@@ -107,8 +107,8 @@ class Layer(nn.Module):
         self.output_layer_norm = LayerNorm(config.width, EPS)
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
-        x_TM = self.sa_layer_norm(x_TM + self.attention(x_TM, attend))
-        return self.output_layer_norm(x_TM + self.ffn(x_TM))
+        x_TM = self.sa_layer_norm.of_sum(self.attention(x_TM, attend), x_TM)
+        return self.output_layer_norm.of_sum(self.ffn(x_TM), x_TM)
 
 
 class Transformer(nn.Module):
