@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 # tests have one thread each, so two at a time; a file's tests stay together, and share its servers
 SPREAD ?= -n 2 --dist loadfile
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: serve test test-fast gpu check docs format bench demo demo-eval clean
 
 serve: $(VENV)/.serve
 	$(BIN)/trefoil serve --host $(HOST) --port $(PORT)
+
+test test-fast: export OMP_WAIT_POLICY ?= PASSIVE
 
 test: $(VENV)/.test
 	$(MAKE) --no-print-directory check

@@ -33,6 +33,7 @@ import numpy as np
 import peers
 from neighbours import QUIET_CORES, Neighbours
 from served import environment, serve
+from trefoil.api.engine_processes import compute_environment
 from trefoil_models import checkpoint
 from trefoil_models.tokenizer import Tokenizer
 
@@ -88,7 +89,7 @@ class Engine:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if name != "trefoil" else None,
             text=True,
-            env={**environment(), "PYTHONWARNINGS": "ignore"},
+            env={**(compute_environment() if name == "trefoil" else {}), **environment(), "PYTHONWARNINGS": "ignore"},
         )
         self._answer()
 

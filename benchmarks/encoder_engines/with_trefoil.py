@@ -8,12 +8,14 @@ import worker
 
 from trefoil import wire
 from trefoil.engine.one_pass import OnePass
+from trefoil.engine.process import keep_memory
 from trefoil.engine.startup import start
 from trefoil.settings import Settings
 
 
 class Trefoil:
     def __init__(self, folder: Path, dtype: str) -> None:
+        keep_memory()
         is_int8 = dtype == "int8"
         engine = start(
             wire.EngineSpec(

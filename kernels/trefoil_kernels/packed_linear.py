@@ -4,13 +4,14 @@ Several weights may meet the same rows in one call. Where the native library has
 multiplies bfloat16 in tiles of its own (AMX), oneDNN's is taken: torch's private operations, hence with a way back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
 import structlog
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trefoil_kernels.cpu import library
@@ -77,7 +78,19 @@ def products(x_TM: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
     native = library.native()
     if native is None or len(packed) < len(weights) or len({weight.kind for weight in packed}) > 1:
         return [weight.times(x_TM) for weight in weights]
-    return native.packed_products(x_TM if x_TM.stride(1) == 1 else x_TM.contiguous(), packed)
+    return native.packed_products(_with_whole_rows(x_TM), packed)
+
+
+def activated(x_TM: Tensor, weight: Weight, activate: Callable[[Tensor], Tensor]) -> Tensor:
+    """act(x @ weight.T + bias); the native products take gelu upon themselves."""
+    native = library.native()
+    if activate is not F.gelu or not isinstance(weight, NativeWeight) or native is None:
+        return activate(weight.times(x_TM))
+    return native.packed_products(_with_whole_rows(x_TM), [weight.packed], has_gelu=True)[0]
+
+
+def _with_whole_rows(x_TM: Tensor) -> Tensor:
+    return x_TM if x_TM.stride(1) == 1 else x_TM.contiguous()
 
 
 def _by_onednn(weight_FM: Tensor, bias_F: Tensor | None) -> OneDnnWeight | None:

@@ -3,9 +3,12 @@
 `Linear` holds its weight as files do ([out, in]); what wraps it (adapters, quantisation) replaces the module.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from trefoil_kernels import packed_linear
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
 from trefoil_kernels.layer_norm import add_layer_norm, layer_norm
 from trefoil_kernels.linear import linear
@@ -40,6 +43,13 @@ def side_by_side(x_TM: Tensor, *layers: nn.Module) -> list[Tensor]:
     """What each linear layer makes of the same rows; in one go where all of them are packed."""
     packed = [layer.weight for layer in layers if isinstance(layer, PackedLinear)]
     return products(x_TM, packed) if len(packed) == len(layers) else [layer(x_TM) for layer in layers]
+
+
+def activated(x_TM: Tensor, layer: nn.Module, activate: Callable[[Tensor], Tensor]) -> Tensor:
+    """act(layer(x)); in one go where a packed layer knows how."""
+    if isinstance(layer, PackedLinear):
+        return packed_linear.activated(x_TM, layer.weight, activate)
+    return activate(layer(x_TM))
 
 
 class Embedding(nn.Embedding):
@@ -106,4 +116,4 @@ class PlainMLP(nn.Module):
         self.c_proj = Linear(inner, width)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return self.c_proj(self.activate(self.c_fc(x_TM)))
+        return self.c_proj(activated(x_TM, self.c_fc, self.activate))

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from closeness import assert_close
 from trefoil_kernels import packed_linear
 from trefoil_kernels.cpu import library
-from trefoil_kernels.packed_linear import NativeWeight, OneDnnWeight, pack, products
+from trefoil_kernels.packed_linear import NativeWeight, OneDnnWeight, activated, pack, products
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 SHAPES = [(1, 1, 1), (1, 63, 33), (2, 7, 64), (5, 1, 1030), (12, 32, 96), (13, 100, 96), (63, 97, 111), (400, 130, 32)]
@@ -35,6 +36,14 @@ def packed(weight_FM: Tensor, bias_F: Tensor) -> NativeWeight:
 def test_products_match_exact_arithmetic(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     x_TM, weight_FM, bias_F = draw(*shape, dtype)
     assert_close(packed(weight_FM, bias_F).times(x_TM), exact(x_TM, weight_FM, bias_F))
+
+
+@dtypes
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gelu_comes_with_the_product(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    x_TM, weight_FM, bias_F = draw(*shape, dtype)
+    wanted = F.gelu(x_TM.double() @ weight_FM.double().T + bias_F.double()).to(dtype)
+    assert_close(activated(x_TM, packed(weight_FM, bias_F), F.gelu), wanted)
 
 
 @dtypes

@@ -61,7 +61,7 @@ class _Packed(ctypes.Structure):
     _fields_ = [
         *((name, Pointer) for name in ("x", "weights")),
         *((name, Long) for name in ("count", "rows", "x_stride", "width")),
-        *((name, Int) for name in ("kind", "weight_kind")),
+        *((name, Int) for name in ("kind", "weight_kind", "has_gelu")),
     ]
 
 
@@ -183,8 +183,8 @@ class Native:
         self._pack(kind, values_FM.data_ptr(), scales, packed.data_ptr(), outs, width)
         return packed
 
-    def packed_products(self, x_TM: Tensor, weights: Sequence[Packed]) -> list[Tensor]:
-        """x @ weight.T * scales + bias for each of these weights, which are of one kind and width."""
+    def packed_products(self, x_TM: Tensor, weights: Sequence[Packed], *, has_gelu: bool = False) -> list[Tensor]:
+        """x @ weight.T * scales + bias, or its gelu, for each of these weights, which are of one kind and width."""
         rows, width = x_TM.shape
         outs = [torch.empty(rows, weight.outs, dtype=x_TM.dtype) for weight in weights]
         told = (_PackedWeight * len(weights))(
@@ -195,7 +195,7 @@ class Native:
         )
         kind, weight_kind = KINDS[x_TM.dtype], weights[0].kind
         asked = _Packed(
-            x_TM.data_ptr(), ctypes.addressof(told), len(told), rows, x_TM.stride(0), width, kind, weight_kind
+            x_TM.data_ptr(), ctypes.addressof(told), len(told), rows, x_TM.stride(0), width, kind, weight_kind, has_gelu
         )
         _check(self._packed_product(ctypes.byref(asked)))
         return outs

@@ -15,7 +15,6 @@ enum { PAIR = 2 * LANES, DEPTH = 4, AHEAD_BYTES = 2048 };
 
 typedef int32_t quad_places __attribute__((vector_size(16)));
 typedef int32_t ints_at __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
-typedef uint16_t halves_at __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 /* LANES signed bytes as float32; compilers take convertvector from bytes apart into single numbers. */
 INLINE floats widened_bytes(const int8_t *at) {
@@ -286,22 +285,6 @@ struct task {
 struct found {
     float acc[LINES * MOST_WIDTH], most[LINES], total[LINES];
 };
-
-INLINE floats exp_below_zero(floats x) {
-    floats two = x * all(1.44269504f);
-    ints is_gone = two < all(-126.0f);
-    two = (floats)(((ints)two & ~is_gone) | ((ints)all(-126.0f) & is_gone));
-    ints whole = __builtin_convertvector(two - all(0.5f), ints);
-    floats part = two - __builtin_convertvector(whole, floats); /* -0.5 to 0.5 */
-    floats power = all(1.5403530e-4f);
-    power = power * part + all(1.3333558e-3f);
-    power = power * part + all(9.6181291e-3f);
-    power = power * part + all(5.5504109e-2f);
-    power = power * part + all(2.4022651e-1f);
-    power = power * part + all(6.9314718e-1f);
-    power = power * part + all(1.0f);
-    return (floats)((ints)(power * (floats)((whole + 127) << 23)) & ~is_gone);
-}
 
 /* A row of keys or values as float32, in order, zeros up to `padded`. */
 INLINE void widen(enum kind kind, const void *row, long width, long padded, float *to) {
@@ -958,7 +941,7 @@ INLINE void gate_row(enum kind kind, const void *gate, const void *up, void *out
         floats x = {0};
         if (count == LANES) x = in_order(kind, gate, at);
         else for (long i = 0; i < count; i++) x[i] = number(kind, gate, at + i);
-        floats size = (floats)((ints)x & 0x7fffffff), e = exp_below_zero(-size);
+        floats e = exp_below_zero(-sized(x));
         ints is_below = x < all(0.0f);
         floats top = (floats)(((ints)e & is_below) | ((ints)all(1.0f) & ~is_below));
         store(line, x * top / (all(1.0f) + e));

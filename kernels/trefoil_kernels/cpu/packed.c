@@ -33,6 +33,7 @@ struct packed {
     const struct packed_weight *weights; /* `count` of them meet the same rows */
     int64_t count, rows, x_stride, width;
     int32_t kind, weight_kind; /* of x, bias and out; of the weights */
+    int32_t has_gelu;          /* out = gelu(...) */
 };
 
 /* Rows as the tiles take them: `data` at `stride` bytes; of bytes also a scale and an offset for each group. */
@@ -320,17 +321,47 @@ INLINE void make_line(const struct packed *p, const struct lines *lines, long ro
 
 /* ---- product ----------------------------------------------------------------------------------------------------- */
 
-INLINE void finish_row(enum kind kind, const struct packed_weight *w, long row, long first, float *totals) {
-    long count = least(PANEL, w->outs - first);
-    for (long o = 0; w->scales && o < count; o++) totals[o] *= w->scales[first + o];
-    for (long o = 0; w->bias && o < count; o++) totals[o] += number(kind, w->bias, first + o);
-#ifdef __AVX512BF16__
-    if (kind == BF16 && count == PANEL) {
-        __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(totals + LANES), _mm512_loadu_ps(totals));
-        memcpy((uint16_t *)w->out + row * w->outs + first, &both, sizeof both);
+/* LANES of a row of float32 or bfloat16. */
+INLINE floats some_of(enum kind kind, const void *row, long at) {
+    if (kind == F32) return load((const float *)row + at);
+    return (floats)(__builtin_convertvector(*(const halves_at *)((const uint16_t *)row + at), ints) << 16);
+}
+
+/* A whole panel's numbers of a row go from `totals` to `out`. */
+INLINE void finish_panel(
+    enum kind kind, const struct packed *p, const struct packed_weight *w, long row, long first, const float *totals
+) {
+    floats found[2];
+    UNROLL for (int i = 0; i < 2; i++) {
+        found[i] = load(totals + i * LANES);
+        if (w->scales) found[i] *= load(w->scales + first + i * LANES);
+        if (w->bias) found[i] += some_of(kind, w->bias, first + i * LANES);
+        if (p->has_gelu) found[i] = gelu(found[i]);
+    }
+    if (kind == F32) {
+        UNROLL for (int i = 0; i < 2; i++) store((float *)w->out + row * w->outs + first + i * LANES, found[i]);
         return;
     }
+    uint16_t *out = (uint16_t *)w->out + row * w->outs + first;
+#ifdef __AVX512BF16__
+    __m512bh both = _mm512_cvtne2ps_pbh((__m512)found[1], (__m512)found[0]);
+    memcpy(out, &both, sizeof both);
+#else
+    for (int i = 0; i < PANEL; i++) out[i] = narrowed(found[i / LANES][i % LANES]);
 #endif
+}
+
+INLINE void finish_row(
+    enum kind kind, const struct packed *p, const struct packed_weight *w, long row, long first, float *totals
+) {
+    long count = w->outs - first;
+    if (count >= PANEL) {
+        finish_panel(kind, p, w, row, first, totals);
+        return;
+    }
+    for (long o = 0; w->scales && o < count; o++) totals[o] *= w->scales[first + o];
+    for (long o = 0; w->bias && o < count; o++) totals[o] += number(kind, w->bias, first + o);
+    for (long o = 0; p->has_gelu && o < PANEL; o += LANES) store(totals + o, gelu(load(totals + o)));
     for (long o = 0; o < count; o++) put(kind, w->out, row * w->outs + first + o, totals[o]);
 }
 
@@ -345,7 +376,7 @@ INLINE void run_task(
         for (long panel = from; panel < to; panel++) {
             float totals[MOST_ROWS][PANEL];
             tiles[p->weight_kind][rows - 1]((const char *)w->data + panel * bytes, x, row, p->width, totals);
-            for (long r = 0; r < rows; r++) finish_row(kind, w, row + r, panel * PANEL, totals[r]);
+            for (long r = 0; r < rows; r++) finish_row(kind, p, w, row + r, panel * PANEL, totals[r]);
         }
     }
 }

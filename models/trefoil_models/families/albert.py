@@ -16,7 +16,7 @@ from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import CheckpointError, Keys
 from trefoil_models.families import bert
 from trefoil_models.heads import Head, Heads
-from trefoil_models.layers import LayerNorm, Linear, side_by_side
+from trefoil_models.layers import LayerNorm, Linear, activated, side_by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Layer(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend, site: int) -> Tensor:
         x_TM = self.attention(x_TM, attend, site)
-        return self.full_layer_layer_norm.of_sum(self.ffn_output(self.activate(self.ffn(x_TM))), x_TM)
+        return self.full_layer_layer_norm.of_sum(self.ffn_output(activated(x_TM, self.ffn, self.activate)), x_TM)
 
 
 class Group(nn.Module):

@@ -16,7 +16,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken
-from trefoil_models.layers import Embedding, LayerNorm, Linear
+from trefoil_models.layers import Embedding, LayerNorm, Linear, activated
 
 POSITION_OFFSET = 2
 """The first rows of a table of positions belong to no position."""
@@ -145,7 +145,9 @@ def _attend_own(layer: EncoderLayer | DecoderLayer, x_TM: Tensor, attend: Attend
 
 
 def _feed(layer: EncoderLayer | DecoderLayer, x_TM: Tensor) -> Tensor:
-    return _around(layer, layer.final_layer_norm, x_TM, lambda x_TM: layer.fc2(layer.activate(layer.fc1(x_TM))))
+    return _around(
+        layer, layer.final_layer_norm, x_TM, lambda x_TM: layer.fc2(activated(x_TM, layer.fc1, layer.activate))
+    )
 
 
 def _around(

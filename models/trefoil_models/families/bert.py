@@ -16,7 +16,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads
-from trefoil_models.layers import Embedding, LayerNorm, Linear, side_by_side
+from trefoil_models.layers import Embedding, LayerNorm, Linear, activated, side_by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Widen(nn.Module):
         self.dense = Linear(config.width, config.inner)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return self.activate(self.dense(x_TM))
+        return activated(x_TM, self.dense, self.activate)
 
 
 class Layer(nn.Module):

@@ -12,7 +12,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads
-from trefoil_models.layers import Embedding, LayerNorm, Linear, side_by_side
+from trefoil_models.layers import Embedding, LayerNorm, Linear, activated, side_by_side
 
 EPS = 1e-12
 """DistilBERT's configs have no key for it."""
@@ -93,7 +93,7 @@ class MLP(nn.Module):
         self.lin2 = Linear(config.inner, config.width)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return self.lin2(self.activate(self.lin1(x_TM)))
+        return self.lin2(activated(x_TM, self.lin1, self.activate))
 
 
 class Layer(nn.Module):

@@ -1,5 +1,6 @@
 """An engine process: commands in, one step, one batch of events out, until its parent is gone or ends it."""
 
+import ctypes
 import os
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from trefoil_models.tokenizer import TokenizerError
 log = structlog.get_logger()
 
 IDLE_POLL_MS = 500
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 EXIT_REFUSED = 3
 EXIT_FAILED = 4
 
@@ -72,9 +74,18 @@ def obey(engine: Engine, commands: list[wire.Command]) -> list[wire.Event]:
     return events
 
 
+def keep_memory() -> None:
+    """What a step frees the next one needs: the kernel would take it and clear it anew each time (5 % of a pass)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's, not musl's
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
 def run(spec: wire.EngineSpec, parent: int) -> int:
     """Run one engine until its parent is gone; the exit status, 3 where the model was refused."""
     configure_logs(as_json=spec.log_json)
+    keep_memory()
     context = zmq.Context()
     inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     for socket, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
