@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend, site: int) -> Tensor:
         q_THD, k_THD, v_THD = (
-            y_TM.unflatten(-1, (self.heads, -1)) for y_TM in side_by_side(x_TM, self.query, self.key, self.value)
+            y_TM.view(len(y_TM), self.heads, -1) for y_TM in side_by_side(x_TM, self.query, self.key, self.value)
         )
         out_THD = attend.own(site, q_THD, k_THD, v_THD, mask=Mask.FULL, scale=self.scale)
         return self.LayerNorm.of_sum(self.dense(out_THD.flatten(1)), x_TM)

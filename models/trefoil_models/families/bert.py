@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = (
-            y_TM.unflatten(-1, (self.heads, -1)) for y_TM in side_by_side(x_TM, self.query, self.key, self.value)
+            y_TM.view(len(y_TM), self.heads, -1) for y_TM in side_by_side(x_TM, self.query, self.key, self.value)
         )
         return attend.own(self.site, q_THD, k_THD, v_THD, mask=Mask.FULL, scale=self.scale).flatten(1)
 

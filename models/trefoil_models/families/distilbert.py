@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = (
-            y_TM.unflatten(-1, (self.heads, -1)) for y_TM in side_by_side(x_TM, self.q_lin, self.k_lin, self.v_lin)
+            y_TM.view(len(y_TM), self.heads, -1) for y_TM in side_by_side(x_TM, self.q_lin, self.k_lin, self.v_lin)
         )
         out_THD = attend.own(self.site, q_THD, k_THD, v_THD, mask=Mask.FULL, scale=self.scale)
         return self.out_lin(out_THD.flatten(1))

@@ -45,7 +45,7 @@ class Reader:
 
     def answers(self, context: str, windows: Sequence[Encoding], scores: Sequence[Floats]) -> list[Answer]:
         """The best answers, the best first."""
-        found: list[Answer] = []
+        found: dict[str, Answer] = {}
         null = NO_NULL
         for window, scores_Q2 in zip(windows, scores, strict=True):
             is_free_Q = np.array(
@@ -55,18 +55,20 @@ class Reader:
             null = min(null, float(start_Q[0] * end_Q[0]))
             start_Q[0] = end_Q[0] = 0.0
             for first, last, score in self._spans(start_Q, end_Q, is_free_Q):
-                _count(found, context, *self._place(window, first, last), score)
+                start, end = self._place(window, first, last)
+                same = found.setdefault(context[start:end].lower(), Answer(context[start:end], 0.0, start, end))
+                same.score += score
+        answers = list(found.values())
         if self.handle_impossible_answer:
-            found.append(Answer("", null, 0, 0))
-        return sorted(found, key=lambda answer: -answer.score)[: self.top_k]
+            answers.append(Answer("", null, 0, 0))
+        return sorted(answers, key=lambda answer: -answer.score)[: self.top_k]
 
     def _spans(self, start_Q: Floats, end_Q: Floats, is_free_Q: Any) -> Iterator[tuple[int, int, float]]:
         """First and last rows of the likeliest spans; more than wanted, as some will turn out to be the same words."""
         shares_QQ = np.tril(np.triu(np.outer(start_Q, end_Q)), self.max_answer_len - 1)
         flat = shares_QQ.flatten()
         count = self.top_k * 2 + 10 if self.align_to_words else self.top_k
-        best = np.argsort(-flat, kind="stable")[:count]
-        for first, last in zip(*np.unravel_index(best, shares_QQ.shape), strict=True):
+        for first, last in zip(*np.unravel_index(_greatest(flat, count), shares_QQ.shape), strict=True):
             if is_free_Q[first] and is_free_Q[last]:
                 yield int(first), int(last), float(shares_QQ[first, last])
 
@@ -81,11 +83,8 @@ class Reader:
         return window.offsets[start][0], window.offsets[end][1]
 
 
-def _count(found: list[Answer], context: str, start: int, end: int, score: float) -> None:
-    """A new answer, or more of one that says the same."""
-    text = context[start:end]
-    for answer in found:
-        if answer.text.lower() == text.lower():
-            answer.score += score
-            return
-    found.append(Answer(text, score, start, end))
+def _greatest(numbers: Floats, count: int) -> Any:
+    """Where the greatest lie, in falling order, the first of equals first; a full sort would take most of the time."""
+    least = -np.partition(-numbers, count - 1)[count - 1] if count < len(numbers) else numbers.min()
+    places = np.flatnonzero(numbers >= least)
+    return places[np.argsort(-numbers[places], kind="stable")[:count]]

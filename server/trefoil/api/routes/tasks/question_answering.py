@@ -1,5 +1,6 @@
 """POST /v1/tasks/question-answering: the words of a context that answer a question."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -81,8 +82,9 @@ async def answer(
     reader = body.parameters.reader(served.tokenizer.cls_id)
     answers = []
     for question, part in zip(questions, parts, strict=True):
-        found = reader.answers(question.context, part, [next(said) for _ in part])
-        bodies = [one.body() for one in found]
+        scores = [next(said) for _ in part]
+        read = partial(reader.answers, question.context, part, scores)
+        bodies = [one.body() for one in await models.off_loop(len(question.context), read)]
         answers.append(bodies[0] if len(bodies) == 1 else bodies)
     return json_response(answers if isinstance(body.inputs, list) else answers[0])
 
