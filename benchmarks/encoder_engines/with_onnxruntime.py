@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 import transformers
@@ -46,7 +47,13 @@ def exported(folder: Path, dtype: str) -> str:
     if path.exists():
         return str(path)
     if dtype == "int8":
-        quantize_dynamic(exported(folder, "float32"), str(path), per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            exported(folder, "float32"),
+            str(path),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # the fused nodes have no inferred one
+        )
         return str(path)
     raw = folder.with_name(f"{folder.name}-raw.onnx")
     config = transformers.AutoConfig.from_pretrained(folder)
