@@ -39,7 +39,9 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.test
+	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving_peers.py run
 
 demo: $(VENV)/.test
 	cd examples && ../$(BIN)/python -m trefoil_demo.decoder --out ../models/trefoil_models/demo/decoder

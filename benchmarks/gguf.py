@@ -23,13 +23,22 @@ def vocabulary(folder: Path) -> tuple[list[str], list[int], str]:
     return tokens, [CONTROL if token in special else NORMAL for token in tokens], "gpt-2"
 
 
+def with_merge(vocab: Any) -> Any:
+    """Ours has no merges, and llama.cpp loads no vocabulary without one."""
+    vocab.merges = vocab.merges or ["a b"]
+    return vocab
+
+
 def main() -> None:
     """Convert one folder, weights in bfloat16."""
     converter, folder, out = map(Path, sys.argv[1:])
     sys.path[:0] = [str(converter), str(converter / "gguf-py")]
     from conversion.base import TextModel  # llama.cpp's, from the folder just named
+    from gguf.vocab import SpecialVocab
 
     TextModel.get_vocab_base = lambda model: vocabulary(folder)
+    add_to_file = SpecialVocab.add_to_gguf
+    SpecialVocab.add_to_gguf = lambda vocab, *rest: add_to_file(with_merge(vocab), *rest)
     sys.argv = ["convert_hf_to_gguf.py", str(folder), "--outtype", "bf16", "--outfile", str(out)]
     runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
 

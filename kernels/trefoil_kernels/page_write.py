@@ -76,6 +76,10 @@ def rotary_page_write(
 ) -> Tensor:
     """The queries turned by `angles`; keys, turned too, and values to their slots."""
     if not runs_triton(q_THD):
+        rows, turn = (q_THD, k_TGD, v_TGD), (*angles, slots_T)
+        native = native_for(*rows, *angles)
+        if native and all(map(has_side_by_side_heads, rows)) and all(x.is_contiguous() for x in turn):
+            return native.rotary_page_write(rows, (pages.k_PSGD, pages.v_PSGD), angles, slots_T)
         page_write(pages, rotary(k_TGD, *angles), v_TGD, slots_T)
         return rotary(q_THD, *angles)
     return rotary_on_triton(pages, q_THD, k_TGD, v_TGD, angles, slots_T)

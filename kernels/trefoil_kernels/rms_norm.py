@@ -40,9 +40,17 @@ def rms_norm(x_TM: Tensor, weight_M: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x_TM: Tensor, residual_TM: Tensor, weight_M: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The sum of both and its norm: (normed, summed)."""
     if not _is_covered(x_TM, weight_M) or x_TM.dtype != residual_TM.dtype:
+        native = native_for(x_TM, residual_TM, weight_M) if _are_plain(x_TM, residual_TM, weight_M) else None
+        if native is not None:
+            return native.add_rms_norm(x_TM, residual_TM, weight_M, eps)
         summed_TM = x_TM + residual_TM
         return rms_norm(summed_TM, weight_M, eps), summed_TM
     return on_triton(x_TM, residual_TM, weight_M, eps)
+
+
+def _are_plain(x_TM: Tensor, residual_TM: Tensor, weight_M: Tensor) -> bool:
+    is_same = x_TM.shape == residual_TM.shape and x_TM.dtype == residual_TM.dtype == weight_M.dtype
+    return is_same and x_TM.dim() == 2 and x_TM.is_contiguous() and residual_TM.is_contiguous()
 
 
 def _is_covered(x_TM: Tensor, weight_M: Tensor) -> bool:

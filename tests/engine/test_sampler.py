@@ -136,6 +136,17 @@ def test_scores_are_of_the_models_own_distribution() -> None:
     assert [token for token, _ in pick.score.top] == raw.topk(2).indices.tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_those_who_only_take_the_likeliest_get_it(num_rows: int, dtype: torch.dtype) -> None:
+    rows = torch.stack([logits(seed, vocab=1003) for seed in range(num_rows)]).to(dtype)
+    never = sorted({int(row.argmax()) for row in rows})
+    wanted = rows.index_fill(1, torch.tensor(never), -torch.inf).argmax(1).tolist()
+    sampler = Sampler(never=never, device=torch.device("cpu"))
+    picks = sampler.choose(rows, [taker(seed=n, temperature=0.0) for n in range(num_rows)])
+    assert [pick.token for pick in picks] == wanted
+
+
 def test_a_row_is_chosen_by_its_own_stream_only() -> None:
     sampler = Sampler(never=[], device=torch.device("cpu"))
     rows = torch.stack([logits(seed) for seed in range(8)])

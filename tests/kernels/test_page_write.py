@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from trefoil_kernels.page_write import Pages, copy_pages, new_pages, page_write
+from closeness import assert_close
+from trefoil_kernels.page_write import Pages, copy_pages, new_pages, page_write, rotary_page_write
+from trefoil_kernels.rotary import reference
 
 
 def draw(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pages:
@@ -25,6 +27,20 @@ def test_page_write_takes_slices_of_a_fused_projection() -> None:
     page_write(pages, fused_T2GD[:, 0], fused_T2GD[:, 1], torch.tensor([1, 2, 3]))
     assert torch.equal(pages.k_PSGD[0, 1:], fused_T2GD[:, 0])
     assert torch.equal(pages.v_PSGD[0, 1:], fused_T2GD[:, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("half", [3, 4])
+def test_turning_on_the_way_is_turning_and_writing(half: int, dtype: torch.dtype) -> None:
+    pages, wanted, slots_T = draw(dtype), draw(dtype), torch.tensor([19, 0, 6])
+    q_THD, k_TGD, v_TGD = (torch.randn(3, heads, 8).to(dtype) for heads in (4, 2, 2))
+    angles = (torch.randn(3, half), torch.randn(3, half))
+    turned_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, angles, slots_T)
+    assert_close(turned_THD, reference(q_THD, *angles))
+    page_write(wanted, reference(k_TGD, *angles), v_TGD, slots_T)
+    for own, right in ((pages.k_PSGD, wanted.k_PSGD), (pages.v_PSGD, wanted.v_PSGD)):
+        assert torch.equal(own.isnan(), right.isnan())
+        assert_close(own.nan_to_num(), right.nan_to_num())
 
 
 def test_page_write_of_no_rows_writes_nothing() -> None:

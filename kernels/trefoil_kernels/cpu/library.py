@@ -65,6 +65,16 @@ class _Packed(ctypes.Structure):
     ]
 
 
+class _Turning(ctypes.Structure):
+    """struct turning"""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("q", "k", "v", "out", "k_pages", "v_pages", "cosines", "sines", "slots")),
+        *((name, Long) for name in ("rows", "heads", "kv_heads", "width", "half", "q_stride", "k_stride", "v_stride")),
+        ("kind", Int),
+    ]
+
+
 class _Attention(ctypes.Structure):
     """struct attention"""
 
@@ -101,22 +111,21 @@ class Biases:
     offset: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Packed:
     """A weight as `Native.pack` laid it out, with its bias (of x's dtype) and float32 scales, one an output."""
 
-    data: Tensor
-    kind: int
-    outs: int
-    bias_F: Tensor | None = None
-    scales_F: Tensor | None = None
+    def __init__(
+        self, data: Tensor, kind: int, outs: int, bias_F: Tensor | None = None, scales_F: Tensor | None = None
+    ) -> None:
+        self.kind, self.outs = kind, outs
+        self._tensors = data, bias_F, scales_F  # what the addresses point to
+        self._told = _PackedWeight(*(None if x is None else x.data_ptr() for x in self._tensors), None, outs)
 
-    @property
-    def extras(self) -> tuple[int | None, int | None]:
-        return (
-            None if self.bias_F is None else self.bias_F.data_ptr(),
-            None if self.scales_F is None else self.scales_F.data_ptr(),
-        )
+    def told(self, out_TF: Tensor) -> _PackedWeight:
+        """What C hears of it, and where the product goes."""
+        told = _PackedWeight.from_buffer_copy(self._told)
+        told.out = out_TF.data_ptr()
+        return told
 
 
 class Native:
@@ -133,10 +142,12 @@ class Native:
         self._pack = _function(library, "pack", [Int, Pointer, Pointer, Pointer, Long, Long])
         self._packed_product = _function(library, "packed_product", [Pointer], Int)
         self._attention = _function(library, "attention", [Pointer], Int)
-        self._rms_norm = _function(library, "rms_norm", [Int, Pointer, Pointer, Pointer, Long, Long, Long, Float])
         self._add_layer_norm = _function(library, "add_layer_norm", [Int, *[Pointer] * 5, Long, Long, Float], Int)
+        self._rms_norm = _function(library, "rms_norm", [Int, *[Pointer] * 5, Long, Long, Long, Float])
         self._rotary = _function(library, "rotary", [Int, *[Pointer] * 4, *[Long] * 5])
+        self._rotary_page_write = _function(library, "rotary_page_write", [Pointer])
         self._silu_mul = _function(library, "silu_mul", [Int, Pointer, Pointer, Pointer, Long])
+        self._argmax = _function(library, "argmax", [Int, Pointer, Pointer, Long, Long])
         self._page_write = _function(library, "page_write", [Pointer, Pointer, Pointer, Long, Long, Long])
 
     def product(
@@ -187,12 +198,7 @@ class Native:
         """x @ weight.T * scales + bias, or its gelu, for each of these weights, which are of one kind and width."""
         rows, width = x_TM.shape
         outs = [torch.empty(rows, weight.outs, dtype=x_TM.dtype) for weight in weights]
-        told = (_PackedWeight * len(weights))(
-            *[
-                _PackedWeight(weight.data.data_ptr(), *weight.extras, out.data_ptr(), weight.outs)
-                for weight, out in zip(weights, outs, strict=True)
-            ]
-        )
+        told = (_PackedWeight * len(weights))(*[w.told(out) for w, out in zip(weights, outs, strict=True)])
         kind, weight_kind = KINDS[x_TM.dtype], weights[0].kind
         asked = _Packed(
             x_TM.data_ptr(), ctypes.addressof(told), len(told), rows, x_TM.stride(0), width, kind, weight_kind, has_gelu
@@ -243,7 +249,8 @@ class Native:
         rows, width = x_TM.shape
         out_TM = torch.empty(rows, width, dtype=x_TM.dtype)
         kind = KINDS[x_TM.dtype]
-        self._rms_norm(kind, x_TM.data_ptr(), weight_M.data_ptr(), out_TM.data_ptr(), rows, x_TM.stride(0), width, eps)
+        to = weight_M.data_ptr(), None, out_TM.data_ptr()
+        self._rms_norm(kind, x_TM.data_ptr(), None, *to, rows, x_TM.stride(0), width, eps)
         return out_TM
 
     def add_layer_norm(self, x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
@@ -252,6 +259,14 @@ class Native:
         tensors = (tensor.data_ptr() for tensor in (x_TM, y_TM, weight_M, bias_M, out_TM))
         _check(self._add_layer_norm(KINDS[x_TM.dtype], *tensors, *x_TM.shape, eps))
         return out_TM
+
+    def add_rms_norm(self, x_TM: Tensor, other_TM: Tensor, weight_M: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The norm of their sum and the sum; both contiguous."""
+        rows, width = x_TM.shape
+        out_TM, sum_TM = (torch.empty(rows, width, dtype=x_TM.dtype) for _ in range(2))
+        to = weight_M.data_ptr(), sum_TM.data_ptr(), out_TM.data_ptr()
+        self._rms_norm(KINDS[x_TM.dtype], x_TM.data_ptr(), other_TM.data_ptr(), *to, rows, width, width, eps)
+        return out_TM, sum_TM
 
     def rotary(self, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
         """Heads lie side by side in each row; the tables are float32 and contiguous."""
@@ -271,12 +286,43 @@ class Native:
         )
         return out_THD
 
+    def rotary_page_write(
+        self,
+        rows: tuple[Tensor, Tensor, Tensor],
+        pages: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, Tensor],
+        slots_T: Tensor,
+    ) -> Tensor:
+        """The queries turned; keys, turned too, and values to their slots. Heads lie side by side in each row."""
+        q_THD, k_TGD, _ = rows
+        num_rows, heads, width = q_THD.shape
+        out_THD = torch.empty(num_rows, heads, width, dtype=q_THD.dtype)
+        asked = _Turning(
+            *(x.data_ptr() for x in (*rows, out_THD, *pages, *angles, slots_T)),
+            num_rows,
+            heads,
+            k_TGD.shape[1],
+            width,
+            angles[0].shape[1],
+            *(x.stride(0) for x in rows),
+            KINDS[q_THD.dtype],
+        )
+        self._rotary_page_write(ctypes.byref(asked))
+        return out_THD
+
     def silu_mul(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         """silu(gate) * up of contiguous tensors."""
         out_TF = torch.empty(gate_TF.shape, dtype=gate_TF.dtype)
         kind = KINDS[gate_TF.dtype]
         self._silu_mul(kind, gate_TF.data_ptr(), up_TF.data_ptr(), out_TF.data_ptr(), gate_TF.numel())
         return out_TF
+
+    def argmax(self, x_TV: Tensor) -> Tensor:
+        """Where each row of a contiguous tensor has its greatest number, int64 [T]."""
+        rows, width = x_TV.shape
+        out_T = torch.empty(rows, dtype=torch.int64)
+        self._argmax(KINDS[x_TV.dtype], x_TV.data_ptr(), out_T.data_ptr(), rows, width)
+        return out_T
 
     def page_write(self, rows_TGD: Tensor, pages_PSGD: Tensor, slots_T: Tensor) -> None:
         """Copy each row's heads, which lie side by side, to its slot (int64, contiguous)."""

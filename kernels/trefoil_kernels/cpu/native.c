@@ -13,8 +13,8 @@ enum { ROWS = 3, OUTS = 3 }; /* 9 of 16: with 12 the lines no longer stay in reg
 #endif
 enum { PAIR = 2 * LANES, DEPTH = 4, AHEAD_BYTES = 2048 };
 
-typedef int32_t quad_places __attribute__((vector_size(16)));
 typedef int32_t ints_at __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef uint32_t uints __attribute__((vector_size(4 * LANES)));
 
 /* LANES signed bytes as float32; compilers take convertvector from bytes apart into single numbers. */
 INLINE floats widened_bytes(const int8_t *at) {
@@ -286,68 +286,114 @@ struct found {
     float acc[LINES * MOST_WIDTH], most[LINES], total[LINES];
 };
 
-/* A row of keys or values as float32, in order, zeros up to `padded`. */
-INLINE void widen(enum kind kind, const void *row, long width, long padded, float *to) {
-    long at = 0;
-    for (; at + LANES <= width; at += LANES) store(to + at, in_order(kind, row, at));
-    for (; at < width; at++) to[at] = number(kind, row, at);
-    for (; at < padded; at++) to[at] = 0;
-}
-
 INLINE long key_slot(const struct attention *a, long n, long key) {
     if (!a->table) return a->key_starts[n] + key;
     return a->table[n * a->table_stride + key / a->page_size] * a->page_size + key % a->page_size;
 }
 
+INLINE ints picked(ints a, ints b, ints places) {
 #ifdef __clang__
-#define mixed(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+    ints both[2] = {a, b}, found;
+    for (int i = 0; i < LANES; i++) found[i] = both[places[i] / LANES][places[i] % LANES];
+    return found;
 #else
-#define mixed(a, b, ...) __builtin_shuffle(a, b, (quad_places){__VA_ARGS__})
+    return __builtin_shuffle(a, b, places);
 #endif
+}
 
-/* Scores of three lines against a tile of keys. */
-static void score_lines(const float *q, const float *k, long padded, float scores[][KEYS]) {
-    for (long key = 0; key < KEYS; key += 4) {
-        floats sums[3][4] = {0};
-        const float *at = k + key * padded;
-        for (long d = 0; d < padded; d += LANES) {
-            UNROLL for (int j = 0; j < 4; j++) {
-                floats own = load(at + j * padded + d);
-                UNROLL for (int m = 0; m < 3; m++) sums[m][j] += load(q + m * padded + d) * own;
+/* Where, of two vectors one after the other, the lower half of each run of 2 * half numbers stands; by half. */
+static const int32_t lower_halves[][LANES] = {
+#ifdef __AVX512F__
+    [1] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30},
+    [2] = {0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29},
+    [4] = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27},
+    [8] = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+#else
+    [1] = {0, 2, 4, 6, 8, 10, 12, 14},
+    [2] = {0, 1, 4, 5, 8, 9, 12, 13},
+    [4] = {0, 1, 2, 3, 8, 9, 10, 11},
+#endif
+};
+
+/* The sums of LANES vectors, in order. Each step adds halves and leaves half as many vectors of twice as many sums. */
+INLINE floats lane_sums(floats x[LANES]) {
+    UNROLL for (int half = LANES / 2; half; half /= 2) {
+        ints low = *(const ints_at *)lower_halves[half], high = low + half;
+        UNROLL for (int i = 0; i < half; i++) {
+            ints a = (ints)x[2 * i], b = (ints)x[2 * i + 1];
+            x[i] = (floats)picked(a, b, low) + (floats)picked(a, b, high);
+        }
+    }
+    return x[0];
+}
+
+/* As load_pair, of a row that ends at `width`: zeros beyond. */
+INLINE void load_last(enum kind kind, const void *row, long at, long width, floats *first, floats *second) {
+    float some[PAIR] = {0};
+    memcpy(some, shifted(kind, row, at), (width - at) * (kind == F32 ? 4 : 2));
+    load_pair(kind, some, 0, first, second);
+}
+
+/* Scores of one line with LANES keys. */
+INLINE floats line_scores(enum kind kind, const float *q, const void *const *keys, long width) {
+    floats sums[LANES] = {0}, first, second;
+    long whole = width / PAIR * PAIR;
+    for (long d = 0; d < whole; d += PAIR) {
+        floats own = load(q + d), next = load(q + d + LANES);
+        UNROLL for (int j = 0; j < LANES; j++) {
+            load_pair(kind, keys[j], d, &first, &second);
+            sums[j] += first * own;
+            sums[j] += second * next;
+        }
+    }
+    for (int j = 0; whole < width && j < LANES; j++) {
+        load_last(kind, keys[j], whole, width, &first, &second);
+        sums[j] += first * load(q + whole) + second * load(q + whole + LANES);
+    }
+    return lane_sums(sums);
+}
+
+/* acc[m] += sum over `count` keys, an even number, of weights[m][key] * values[key], for `lines` lines. */
+INLINE void add_values(
+    enum kind kind, int lines, const void *const *values, long count, long width, const float weights[][KEYS], float *acc
+) {
+    long padded = (width + PAIR - 1) / PAIR * PAIR;
+    for (long d = 0; d < width; d += PAIR) {
+        floats sums[3][2][2] = {0}; /* of even and of odd keys, so that one addition need not wait for another */
+        for (long key = 0; key < count; key += 2) {
+            floats own[2][2];
+            UNROLL for (int i = 0; i < 2; i++) {
+                if (d + PAIR <= width) load_pair(kind, values[key + i], d, &own[i][0], &own[i][1]);
+                else load_last(kind, values[key + i], d, width, &own[i][0], &own[i][1]);
             }
+            UNROLL for (int m = 0; m < lines; m++)
+                UNROLL for (int i = 0; i < 2; i++) {
+                    floats weight = all(weights[m][key + i]);
+                    sums[m][i][0] += weight * own[i][0];
+                    sums[m][i][1] += weight * own[i][1];
+                }
         }
-        UNROLL for (int m = 0; m < 3; m++) {
-            quads a = folded(sums[m][0]), b = folded(sums[m][1]), c = folded(sums[m][2]), d = folded(sums[m][3]);
-            quads ab = mixed(a, b, 0, 4, 1, 5) + mixed(a, b, 2, 6, 3, 7);
-            quads cd = mixed(c, d, 0, 4, 1, 5) + mixed(c, d, 2, 6, 3, 7);
-            quads four = mixed(ab, cd, 0, 1, 4, 5) + mixed(ab, cd, 2, 3, 6, 7);
-            memcpy(&scores[m][key], &four, sizeof four);
-        }
+        UNROLL for (int m = 0; m < lines; m++)
+            UNROLL for (int half = 0; half < 2; half++) {
+                float *to = acc + m * padded + d + half * LANES;
+                store(to, load(to) + sums[m][0][half] + sums[m][1][half]);
+            }
     }
 }
 
-/* acc[m] += sum over keys of weights[m][key] * v[key], for three lines. */
-static void add_values(const float *v, long padded, const float weights[][KEYS], float *acc) {
-    for (long d = 0; d < padded; d += PAIR) {
-        floats sums[3][2];
-        UNROLL for (int m = 0; m < 3; m++) {
-            sums[m][0] = load(acc + m * padded + d);
-            sums[m][1] = load(acc + m * padded + d + LANES);
-        }
-        for (long key = 0; key < KEYS; key++) {
-            floats first = load(v + key * padded + d), second = load(v + key * padded + d + LANES);
-            UNROLL for (int m = 0; m < 3; m++) {
-                floats weight = all(weights[m][key]);
-                sums[m][0] += weight * first;
-                sums[m][1] += weight * second;
-            }
-        }
-        UNROLL for (int m = 0; m < 3; m++) {
-            store(acc + m * padded + d, sums[m][0]);
-            store(acc + m * padded + d + LANES, sums[m][1]);
-        }
-    }
-}
+/* Functions of their own, whose sums stay in registers. */
+#define MEETING(kind) \
+    static __attribute__((noinline)) void scores_##kind( \
+        const float *q, const void *const *keys, long count, long width, float *scores \
+    ) { for (long j = 0; j < count; j += LANES) store(scores + j, line_scores(kind, q, keys + j, width)); } \
+    static __attribute__((noinline)) void add_one_##kind( \
+        const void *const *values, long count, long width, const float weights[][KEYS], float *acc \
+    ) { add_values(kind, 1, values, count, width, weights, acc); } \
+    static __attribute__((noinline)) void add_three_##kind( \
+        const void *const *values, long count, long width, const float weights[][KEYS], float *acc \
+    ) { add_values(kind, 3, values, count, width, weights, acc); }
+MEETING(F32)
+MEETING(BF16)
 
 INLINE void scale_line(float *line, long padded, float factor) {
     for (long d = 0; d < padded; d += LANES) store(line + d, load(line + d) * all(factor));
@@ -423,35 +469,74 @@ INLINE int has_many_rows(const struct attention *a, long n) {
     return row_count(a, n) >= TILE && (a->kind == F32 || a->head_dim % 2 == 0);
 }
 
+/* A task's heads in order of the keys they share, within these its rows, then heads: where a line stands. */
+INLINE long sharing(const struct attention *a, const struct task *t) { return least(a->heads / a->kv_heads, t->heads); }
+INLINE long line_row(const struct attention *a, const struct task *t, long line) {
+    return line % (sharing(a, t) * t->rows) / sharing(a, t);
+}
+INLINE long line_head(const struct attention *a, const struct task *t, long line) {
+    long own = sharing(a, t);
+    return t->head + line / (own * t->rows) * own + line % own;
+}
+
+/* The lines from `line` on, which share keys, meet `count` keys from `key` on. */
+INLINE void meet(
+    enum kind kind, const struct attention *a, const struct task *t, struct found *f, const float *q, long line, long key,
+    long count, const int64_t *slots
+) {
+    long width = a->head_dim, padded = whole_pairs(width), end = line + sharing(a, t) * t->rows;
+    long position = first_position(a, t->sequence) + t->row, columns = (count + LANES - 1) / LANES * LANES;
+    long own_head = line_head(a, t, line) / (a->heads / a->kv_heads) * width;
+    const void *keys[KEYS], *values[KEYS];
+    float scores[LINES][KEYS];
+    for (long j = 0; j < columns; j++) { /* those beyond the last take its place, and weigh nothing */
+        long at = slots[least(j, count - 1)] * a->kv_stride + own_head;
+        keys[j] = shifted(kind, a->k, at);
+        values[j] = shifted(kind, a->v, at);
+    }
+    for (long m = line; m < end; m++) {
+        (kind == F32 ? scores_F32 : scores_BF16)(q + m * padded, keys, columns, width, scores[m]);
+        float kept = take_scores(a, line_head(a, t, m), position + line_row(a, t, m), key, count, columns, a->scale,
+                                 scores[m], &f->most[m], &f->total[m]);
+        if (kept != 1) scale_line(f->acc + m * padded, padded, kept);
+    }
+    for (; line + 3 <= end; line += 3)
+        (kind == F32 ? add_three_F32 : add_three_BF16)(values, columns, width, scores + line, f->acc + line * padded);
+    for (; line < end; line++)
+        (kind == F32 ? add_one_F32 : add_one_BF16)(values, columns, width, scores + line, f->acc + line * padded);
+}
+
+/* Asks for a key and its value, of all heads, before they are needed. */
+INLINE void ask_for(enum kind kind, const struct attention *a, const struct task *t, long key) {
+    long group = a->heads / a->kv_heads, bytes = (kind == F32 ? 4 : 2) * a->head_dim;
+    long at = key_slot(a, t->sequence, key) * a->kv_stride + t->head / group * a->head_dim;
+    const char *k = shifted(kind, a->k, at), *v = shifted(kind, a->v, at);
+    for (long i = 0; i < (t->heads + group - 1) / group * bytes; i += 64) {
+        __builtin_prefetch(k + i, 0, 2);
+        __builtin_prefetch(v + i, 0, 2);
+    }
+}
+
+/* Keys in the outer loop, heads within: memory is read in the order in which it lies. */
 INLINE void attend(enum kind kind, const struct attention *a, const struct task *t, struct found *f) {
-    long lines = t->rows * t->heads, width = a->head_dim, padded = whole_pairs(width), tops = (lines + 2) / 3 * 3;
-    long position = first_position(a, t->sequence) + t->row, own_head = t->head / (a->heads / a->kv_heads) * width;
-    float q[LINES * MOST_WIDTH], k[KEYS * MOST_WIDTH], v[KEYS * MOST_WIDTH], scores[LINES][KEYS];
+    long lines = t->rows * t->heads, padded = whole_pairs(a->head_dim);
+    float q[LINES * MOST_WIDTH];
     for (long line = 0; line < lines; line++) {
-        long row = a->row_starts[t->sequence] + t->row + line / t->heads, head = t->head + line % t->heads;
-        widen(kind, shifted(kind, a->q, row * a->q_stride + head * width), width, padded, q + line * padded);
-        for (long d = 0; d < padded; d++) q[line * padded + d] *= a->scale;
+        long row = a->row_starts[t->sequence] + t->row + line_row(a, t, line);
+        const void *own = shifted(kind, a->q, row * a->q_stride + line_head(a, t, line) * a->head_dim);
+        lay_line(kind, kind, own, a->head_dim, q + line * padded);
         f->most[line] = -INFINITY, f->total[line] = 0;
     }
-    memset(q + lines * padded, 0, (tops - lines) * padded * sizeof *q);
-    memset(f->acc, 0, tops * padded * sizeof *f->acc);
+    memset(f->acc, 0, lines * padded * sizeof *f->acc);
     for (long key = t->from; key < t->to; key += KEYS) {
+        int64_t slots[KEYS];
         long count = least(KEYS, t->to - key);
-        for (long j = 0; j < count; j++) {
-            long at = key_slot(a, t->sequence, key + j) * a->kv_stride + own_head;
-            widen(kind, shifted(kind, a->k, at), width, padded, k + j * padded);
-            widen(kind, shifted(kind, a->v, at), width, padded, v + j * padded);
-        }
-        memset(k + count * padded, 0, (KEYS - count) * padded * sizeof *k);
-        memset(v + count * padded, 0, (KEYS - count) * padded * sizeof *v);
-        for (long line = 0; line < lines; line += 3) {
-            score_lines(q + line * padded, k, padded, scores + line);
-            for (long m = line; m < least(line + 3, lines); m++) {
-                float kept = take_scores(a, t->head + m % t->heads, position + m / t->heads, key, count, KEYS, 1,
-                                         scores[m], &f->most[m], &f->total[m]);
-                if (kept != 1) scale_line(f->acc + m * padded, padded, kept);
-            }
-            add_values(v, padded, scores + line, f->acc + line * padded);
+        for (long j = 0; j < count; j++) slots[j] = key_slot(a, t->sequence, key + j);
+        long own = sharing(a, t) * t->rows, asked = key + KEYS;
+        for (long line = 0; line < lines; line += own) {
+            long until = least(t->to, key + KEYS + KEYS * (line + own) / lines); /* evenly, as few can be under way */
+            for (; asked < until; asked++) ask_for(kind, a, t, asked);
+            meet(kind, a, t, f, q, line, key, count, slots);
         }
     }
 }
@@ -468,32 +553,37 @@ INLINE void merge(enum kind kind, const struct attention *a, const struct task *
             if (count > 1) scale_line(parts[i].acc + line * padded, padded, kept);
             for (long d = 0; i && d < padded; d++) acc[d] += parts[i].acc[line * padded + d];
         }
-        long row = a->row_starts[t->sequence] + t->row + line / t->heads, head = t->head + line % t->heads;
-        for (long d = 0; d < width; d++) put(kind, a->out, (row * a->heads + head) * width + d, acc[d] / total);
+        long row = a->row_starts[t->sequence] + t->row + line_row(a, t, line), head = line_head(a, t, line);
+        for (long d = 0; d < width; d++)
+            put(kind, a->out, (row * a->heads + head) * width + d, acc[place(kind, d)] / total);
     }
 }
 
 /* Fills `tasks` where there are any; how many there are. Every `parts` tasks in a row share their lines. */
 static long cut(const struct attention *a, long parts, struct task *tasks) {
-    long count = 0, group = a->heads / a->kv_heads, most_heads = least(group, LINES), step = LINES / most_heads;
+    long count = 0, group = a->heads / a->kv_heads, few = 0;
+    for (long n = 0; n < a->sequences; n++) few += !has_many_rows(a, n);
+    long each = few ? (2 * omp_get_max_threads() + few - 1) / few : 1; /* tasks that a sequence should give */
     for (long n = 0; n < a->sequences; n++) {
         if (has_many_rows(a, n)) continue;
-        for (long row = (row_count(a, n) - 1) / step * step; row >= 0; row -= step) /* the longest first */
-            for (long kv = 0; kv < a->kv_heads; kv++)
-                for (long own = 0; own < group; own += most_heads) {
-                    struct task t = {n, kv * group + own, least(most_heads, group - own), row,
-                                     least(step, row_count(a, n) - row), 0, a->num_keys[n]};
-                    long position = first_position(a, n) + row;
-                    if (a->is_causal) t.to = position + t.rows;
-                    if (a->window && position + 1 > a->window) t.from = position + 1 - a->window;
-                    long from = t.from, each = (t.to - t.from + parts - 1) / parts;
-                    for (long i = 0; i < parts; i++, count++) {
-                        if (!tasks) continue;
-                        t.from = least(from + i * each, t.to);
-                        tasks[count] = t;
-                        tasks[count].to = least(t.from + each, t.to);
-                    }
+        long rows = least(row_count(a, n), LINES / least(group, LINES)), whole = least(a->kv_heads, LINES / (rows * group));
+        long heads = group > LINES ? LINES : group * least(whole, (a->kv_heads + each - 1) / each);
+        for (long row = (row_count(a, n) - 1) / rows * rows; row >= 0; row -= rows) /* the longest first */
+            for (long head = 0, next; head < a->heads; head = next) {
+                /* heads of a group that is wider than a task stay within it */
+                next = least(head + heads, group > LINES ? (head / group + 1) * group : a->heads);
+                struct task t = {n, head, next - head, row, least(rows, row_count(a, n) - row), 0, a->num_keys[n]};
+                long position = first_position(a, n) + row;
+                if (a->is_causal) t.to = position + t.rows;
+                if (a->window && position + 1 > a->window) t.from = position + 1 - a->window;
+                long from = t.from, step = (t.to - t.from + parts - 1) / parts;
+                for (long i = 0; i < parts; i++, count++) {
+                    if (!tasks) continue;
+                    t.from = least(from + i * step, t.to);
+                    tasks[count] = t;
+                    tasks[count].to = least(t.from + step, t.to);
                 }
+            }
     }
     return count;
 }
@@ -610,16 +700,6 @@ INLINE void multiply(
         else if (kind == F32) CALL_MULTIPLY(F32, 4);
         else CALL_MULTIPLY(BF16, 4);
     }
-}
-
-INLINE ints picked(ints a, ints b, ints places) {
-#ifdef __clang__
-    ints both[2] = {a, b}, found;
-    for (int i = 0; i < LANES; i++) found[i] = both[places[i] / LANES][places[i] % LANES];
-    return found;
-#else
-    return __builtin_shuffle(a, b, places);
-#endif
 }
 
 /* Rows become columns: at each step blocks of twice the size change places across the diagonal. */
@@ -848,13 +928,27 @@ INLINE void norm_row(enum kind kind, const void *x, const void *weight, void *ou
     }
 }
 
+/* out = x + other, rounded */
+INLINE void sum_row(enum kind kind, const void *x, const void *other, void *out, long width) {
+    for (long at = 0; at < width; at++) put(kind, out, at, number(kind, x, at) + number(kind, other, at));
+}
+
+/* Of x; where there is an `other`, of their sum, which is kept. Rows of `other` and of results are contiguous. */
 void trefoil_rms_norm(
-    int32_t kind, const void *x, const void *weight, void *out, int64_t rows, int64_t x_stride, int64_t width, float eps
+    int32_t kind, const void *x, const void *other, const void *weight, void *sum, void *out, int64_t rows,
+    int64_t x_stride, int64_t width, float eps
 ) {
 #pragma omp parallel for schedule(static) if (rows * width >= SMALL_WORK)
     for (long r = 0; r < rows; r++) {
-        if (kind == F32) norm_row(F32, shifted(F32, x, r * x_stride), weight, (float *)out + r * width, width, eps);
-        else norm_row(BF16, shifted(BF16, x, r * x_stride), weight, (uint16_t *)out + r * width, width, eps);
+        const void *own = shifted(kind, x, r * x_stride), *from = other ? shifted(kind, sum, r * width) : own;
+        void *to = (void *)shifted(kind, out, r * width);
+        if (kind == F32) {
+            if (other) sum_row(F32, own, shifted(F32, other, r * width), (void *)from, width);
+            norm_row(F32, from, weight, to, width, eps);
+        } else {
+            if (other) sum_row(BF16, own, shifted(BF16, other, r * width), (void *)from, width);
+            norm_row(BF16, from, weight, to, width, eps);
+        }
     }
 }
 
@@ -934,21 +1028,63 @@ void trefoil_rotary(
     }
 }
 
+struct turning {
+    const void *q, *k, *v;
+    void *out, *k_pages, *v_pages;
+    const float *cosines, *sines;
+    const int64_t *slots;
+    int64_t rows, heads, kv_heads, width, half, q_stride, k_stride, v_stride;
+    int32_t kind;
+};
+
+INLINE void turn_row(enum kind kind, const struct turning *t, long r) {
+    const float *cosine = t->cosines + r * t->half, *sine = t->sines + r * t->half;
+    long slot = t->slots[r] * t->kv_heads * t->width, bytes = t->kv_heads * t->width * (kind == F32 ? 4 : 2);
+    for (long h = 0; h < t->heads; h++)
+        turn_head(kind, shifted(kind, t->q, r * t->q_stride + h * t->width),
+                  (void *)shifted(kind, t->out, (r * t->heads + h) * t->width), cosine, sine, t->half, t->width);
+    for (long h = 0; h < t->kv_heads; h++)
+        turn_head(kind, shifted(kind, t->k, r * t->k_stride + h * t->width),
+                  (void *)shifted(kind, t->k_pages, slot + h * t->width), cosine, sine, t->half, t->width);
+    memcpy((void *)shifted(kind, t->v_pages, slot), shifted(kind, t->v, r * t->v_stride), bytes);
+}
+
+/* Queries turned to `out`, keys turned and values to their slots. */
+void trefoil_rotary_page_write(const struct turning *t) {
+#pragma omp parallel for schedule(static) if (t->rows * t->heads * t->width >= SMALL_WORK)
+    for (long r = 0; r < t->rows; r++) {
+        if (t->kind == F32) turn_row(F32, t, r);
+        else turn_row(BF16, t, r);
+    }
+}
+
+/* As bfloat16 holds them: see narrowed. */
+INLINE ints rounded(floats x) {
+    ints bits = (ints)x, is_number = x == x;
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
+    return (bits & is_number) | (~is_number & 0x7fc00000);
+}
+
+INLINE floats silu(floats x) {
+    floats size = (floats)((ints)x & 0x7fffffff), e = exp_below_zero(-size);
+    ints is_below = x < all(0.0f);
+    floats top = (floats)(((ints)e & is_below) | ((ints)all(1.0f) & ~is_below));
+    return x * top / (all(1.0f) + e);
+}
+
 INLINE void gate_row(enum kind kind, const void *gate, const void *up, void *out, long from, long to) {
-    for (long at = from; at < to; at += LANES) {
-        float line[LANES];
-        long count = least(LANES, to - at);
-        floats x = {0};
-        if (count == LANES) x = in_order(kind, gate, at);
-        else for (long i = 0; i < count; i++) x[i] = number(kind, gate, at + i);
-        floats e = exp_below_zero(-sized(x));
-        ints is_below = x < all(0.0f);
-        floats top = (floats)(((ints)e & is_below) | ((ints)all(1.0f) & ~is_below));
-        store(line, x * top / (all(1.0f) + e));
-        for (long i = 0; i < count; i++) {
-            float act = kind == BF16 ? widened(narrowed(line[i])) : line[i];
-            put(kind, out, at + i, act * number(kind, up, at + i));
+    long at = from;
+    for (; at + LANES <= to; at += LANES) {
+        floats act = silu(in_order(kind, gate, at)), other = in_order(kind, up, at);
+        if (kind == F32) store((float *)out + at, act * other);
+        else {
+            ints both = rounded((floats)rounded(act) * other);
+            *(halves_at *)((uint16_t *)out + at) = __builtin_convertvector((uints)both >> 16, halves_at);
         }
+    }
+    for (; at < to; at++) {
+        float act = silu(all(number(kind, gate, at)))[0];
+        put(kind, out, at, (kind == BF16 ? widened(narrowed(act)) : act) * number(kind, up, at));
     }
 }
 
@@ -967,4 +1103,23 @@ void trefoil_page_write(
     const char *rows, char *pages, const int64_t *slots, int64_t count, int64_t row_stride, int64_t bytes
 ) {
     for (long r = 0; r < count; r++) memcpy(pages + slots[r] * bytes, rows + r * row_stride, bytes);
+}
+
+INLINE long greatest_at(enum kind kind, const void *row, long width) {
+    floats tops = all(-INFINITY);
+    long at = 0;
+    for (; at + LANES <= width; at += LANES) tops = greater(in_order(kind, row, at), tops);
+    float most = greatest(tops);
+    for (; at < width; at++) most = number(kind, row, at) > most ? number(kind, row, at) : most;
+    for (at = 0; at < width; at++)
+        if (number(kind, row, at) == most) return at;
+    return 0;
+}
+
+/* Where each row has its greatest number, the first of equals. */
+void trefoil_argmax(int32_t kind, const void *x, int64_t *out, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (long r = 0; r < rows; r++)
+        out[r] = kind == F32 ? greatest_at(F32, (const float *)x + r * width, width)
+                             : greatest_at(BF16, (const uint16_t *)x + r * width, width);
 }

@@ -89,7 +89,7 @@ class Runner:
         starts = attend.packing.starts
         takers = [(taker, starts[n + 1] - 1) for n, chunk in enumerate(plan.chunks) for taker in chunk.takers]
         at = torch.tensor([row for _, row in takers], dtype=torch.int64, device=hidden_TM.device)
-        logits_NV = self._model.lm_head.logits(hidden_TM[at]).float()
+        logits_NV = self._model.lm_head.logits(hidden_TM[at])
         return Picks(
             *self._choose(logits_NV, [taker for taker, _ in takers]),
             [
@@ -123,7 +123,7 @@ class Runner:
         """A token for each who takes one alone, and what each search grows to."""
         alone = [n for n, taker in enumerate(takers) if taker.beams is None]
         searching = [n for n, taker in enumerate(takers) if taker.beams is not None]
-        grown = grow_all(_rows(logits_NV, searching), [takers[n] for n in searching], self._never)
+        grown = grow_all(_rows(logits_NV, searching).float(), [takers[n] for n in searching], self._never)
         return self._sampler.choose(_rows(logits_NV, alone), [takers[n] for n in alone]), list(grown)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trefoil.engine.sequence import Sequence
 from trefoil.wire import SamplingParams, TokenScore
+from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import runs_triton
 from trefoil_kernels.sample import sample
 
@@ -38,9 +39,13 @@ class Sampler:
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=device)
 
     def choose(self, logits_NV: Tensor, takers: Seq[Sequence]) -> list[Pick]:
-        """One token per row of float32 logits."""
+        """One token per row of logits, which are the caller's no more."""
         if not takers:
             return []
+        if all(is_plain(taker) for taker in takers) and (native := native_for(logits_NV)):
+            tokens = native.argmax(logits_NV.index_fill_(1, self._never, -torch.inf)).tolist()
+            return [Pick(taker, token, None) for taker, token in zip(takers, tokens, strict=True)]
+        logits_NV = logits_NV.float()
         adjusted_NV = logits_NV.index_fill(1, self._never, -torch.inf)
         for logits_V, taker in zip(adjusted_NV, takers, strict=True):
             adjust(logits_V, taker)
@@ -55,6 +60,21 @@ class Sampler:
             if taker.params.logprobs is not None:
                 (scores[n],) = token_scores(logits_NV[n : n + 1], [tokens[n]], taker.params.logprobs)
         return scores
+
+
+def is_plain(sequence: Sequence) -> bool:
+    """Does the sequence take the likeliest token of the model's own logits, without a score?"""
+    params = sequence.params
+    is_adjusted = (
+        params.logit_bias
+        or params.repetition_penalty != 1.0
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.no_repeat_ngram_size
+        or sequence.num_outputs < params.min_tokens
+        or _forced(sequence) is not None
+    )
+    return params.temperature < GREEDY_BELOW and params.logprobs is None and not is_adjusted
 
 
 def _on_host(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
