@@ -26,6 +26,7 @@ import load
 from neighbours import QUIET_CORES, Neighbours, wait_for_quiet
 from report import Run, Summary, read_json
 from served import Served, environment, serve
+from trefoil.api.engine_processes import compute_environment
 from workload import Request, Span, Workload
 
 HERE = Path(__file__).parent
@@ -229,7 +230,7 @@ def run_offline(folder: Path, workload: Workload, *flags: str) -> Run:
         program = [sys.executable, str(HERE / "offline.py"), str(folder), "--kv-cache-memory", KV_CACHE_MEMORY]
         ended = subprocess.run(
             [*program, "--json", str(result), *workload.flags(), *flags],
-            env=environment(),
+            env={**compute_environment(), **environment()},  # as the server has it for its engines
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,7 +1,7 @@
 """The rows of the CPU table: trefoil beside each installed peer, over HTTP, same weights and requests, round about.
 
     python benchmarks/serving_peers.py install [llama.cpp] [vllm]      each into an environment of its own
-    python benchmarks/serving_peers.py run [ROW ...] [--rounds 3]      a peer that is not installed is left out with a line
+    python benchmarks/serving_peers.py run [ROW ...] [--rounds 3]      who is not installed is left out with a line
 
 Environments lie in peers.local, or where TREFOIL_PEERS says. All servers of a row are up at once, on the same two
 threads, and asked in turn; each request of each round has token ids of its own, so that nothing is found in a cache but
