@@ -17,7 +17,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from trefoil.rows import Chat
 from trefoil.training.batch import Example
-from trefoil.training.data import Reading, chat_example, text_examples
+from trefoil.training.data import Reader, chat_example, text_examples
 from trefoil.training.loop import Objective, Progress, Recipe, Watch, train
 from trefoil.training.objectives.causal_lm import causal_lm
 from trefoil.training.objectives.sft import Sft
@@ -127,7 +127,7 @@ def train_model(documents: Sequence[str], chats: Sequence[list[world.Message]], 
     model = checkpoint.build(_with_ids(tokenizer), seed=SEED)
     end_id, eos_id = _ends(tokenizer)
     windows = list(text_examples(documents, tokenizer, window=WINDOW, eos_id=eos_id))
-    reading = Reading(tokenizer, (end_id,), longest=CONFIG["max_position_embeddings"])
+    reading = Reader(tokenizer, (end_id,), longest=CONFIG["max_position_embeddings"])
     turns = [chat_example(Chat(tuple(chat)), reading) for chat in chats]
     for name, objective, examples, recipe in (("text", causal_lm, windows, PRETRAIN), ("chat", Sft(), turns, TUNE)):
         _train(name, model, tokenizer, objective, examples, recipe)

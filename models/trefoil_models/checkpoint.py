@@ -167,7 +167,8 @@ def build(
     family = _family(keys.text("model_type"))
     read = family.read_config(keys)
     names = asked_heads(keys.strings("architectures", []), family.Model.kind)
-    model: Model = family.Model(read, Heads(names, is_tied=read.is_tied, num_labels=len(read_labels(keys))))
+    is_tied = read.is_tied or not names & VOCAB_HEADS
+    model: Model = family.Model(read, Heads(names, is_tied=is_tied, num_labels=len(read_labels(keys))))
     generator = torch.Generator().manual_seed(seed)
     std = keys.number("initializer_range", 0.02)
     for name, parameter in model.named_parameters():

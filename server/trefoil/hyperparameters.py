@@ -14,6 +14,8 @@ from trefoil.errors import InvalidRequest
 Auto = Literal["auto"]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Chance = Annotated[float, Meta(gt=0, lt=1)]
+Labels = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=10_000)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 
 
@@ -69,10 +71,50 @@ class Dpo(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Pretrain(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Learn text."""
+    """Learn text: the next token, hidden tokens, whether sentences belong together, or spans taken out."""
+
+    objective: Auto | Literal["clm", "mlm", "mlm+nsp", "mlm+sop", "span_corruption"] = "auto"
+    mlm_probability: Chance = 0.15
+    noise_density: Chance = 0.15
+    mean_noise_span_length: Annotated[float, Meta(ge=1, le=1000)] = 3.0
 
 
-METHODS: Mapping[str, type[Hyperparameters]] = {"supervised": Supervised, "dpo": Dpo, "pretrain": Pretrain}
+class OfHead(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What teaches a head of its own, and all weights with it."""
+
+    lora: None = None
+
+
+class Reward(OfHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn to score answers as people prefer them."""
+
+
+class Classification(OfHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn the classes of texts."""
+
+    labels: Auto | Labels = "auto"
+    problem_type: Auto | Literal["single_label_classification", "multi_label_classification", "regression"] = "auto"
+
+
+class TokenClassification(OfHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn the tags of words."""
+
+    labels: Auto | Labels = "auto"
+
+
+class QuestionAnswering(OfHead, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn where answers stand."""
+
+
+METHODS: Mapping[str, type[Hyperparameters]] = {
+    "supervised": Supervised,
+    "dpo": Dpo,
+    "pretrain": Pretrain,
+    "reward": Reward,
+    "classification": Classification,
+    "token_classification": TokenClassification,
+    "question_answering": QuestionAnswering,
+}
 
 
 def read_hyperparameters(method: str, values: Mapping[str, Any], *, path: str) -> Hyperparameters:

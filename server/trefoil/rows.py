@@ -259,7 +259,9 @@ def _question(values: Message) -> Question:
     answers = values["answers"]
     if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
         raise RowError("'answers' must be an object with 'text' and 'answer_start'")
-    texts, starts = _list(answers, "text"), _list(answers, "answer_start")
+    texts, starts = answers["text"], answers["answer_start"]
+    if not isinstance(texts, list) or not isinstance(starts, list):
+        raise RowError("'answers.text' and 'answers.answer_start' must be lists; empty where there is no answer")
     context = _filled(values, "context")
     if len(texts) != len(starts):
         raise RowError("'answers.text' and 'answers.answer_start' differ in length")

@@ -35,6 +35,7 @@ MODELS = {
     f"{TASKS}/text-classification": "sorter",
     f"{TASKS}/zero-shot-classification": "sorter",
     "/predict": "sorter",
+    f"{TASKS}/reward": "judge",
     f"{TASKS}/token-classification": "tagger",
     f"{TASKS}/question-answering": "reader",
     f"{TASKS}/fill-mask": "filler",
@@ -61,6 +62,10 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     ],
     f"{TASKS}/perplexity": [{"inputs": "the cat sat"}, {"inputs": ["the cat", "a mat"]}],
     f"{TASKS}/text-classification": [{"inputs": "the cat"}, PAIR],
+    f"{TASKS}/reward": [
+        {"inputs": {"prompt": "the", "response": " cat"}},
+        {"inputs": [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]},
+    ],
     f"{TASKS}/zero-shot-classification": [{"inputs": "the cat", "parameters": {"candidate_labels": ["a", "b"]}}],
     f"{TASKS}/token-classification": [
         {"inputs": "the cat sat", "parameters": {"aggregation_strategy": name, "ignore_labels": []}}
@@ -99,6 +104,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folders = {
         "writer": tiny.checkpoint(root / "writer", "llama"),
         "sorter": tiny_encoders.checkpoint(root / "sorter", "bert", "ForSequenceClassification", id2label=labels),
+        "judge": tiny.checkpoint(root / "judge", "llama", head="ForSequenceClassification", num_labels=1),
         "tagger": tiny_encoders.checkpoint(root / "tagger", "bert", "ForTokenClassification"),
         "reader": tiny_encoders.checkpoint(root / "reader", "distilbert", "ForQuestionAnswering"),
         "filler": tiny_encoders.checkpoint(root / "filler", "bert", "ForPreTraining"),

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 import tiny
+from trefoil.hyperparameters import METHODS
 from trefoil.rows import Chat, Continuation, Line, Preference, Row, RowError
 from trefoil.training.batch import Example
-from trefoil.training.data import Reading, chat_example, continuation_example, examples_of, pair_of, text_examples
+from trefoil.training.data import Reader, chat_example, continuation_example, pair_of, text_examples
+from trefoil.training.readers import examples_of
 from trefoil_models.tokenizer import Tokenizer
 
 END_ID = tiny.EOS
@@ -32,8 +34,8 @@ def with_template(tokenizer: Tokenizer, folder: Path, template: str) -> Tokenize
     return Tokenizer.load(folder)
 
 
-def reading(tokenizer: Tokenizer, longest: int = 200, **options: bool) -> Reading:
-    return Reading(tokenizer, (END_ID,), longest, **options)
+def reading(tokenizer: Tokenizer, longest: int = 200, **options: bool) -> Reader:
+    return Reader(tokenizer, (END_ID,), longest, **options)
 
 
 def test_labels_are_the_answers_with_their_end_token_only(tokenizer: Tokenizer) -> None:
@@ -94,7 +96,7 @@ ALL_MASKED = Chat((*CHAT[:2], {**CHAT[2], "weight": 0}))
 )
 def test_a_row_that_cannot_be_learned_is_named(tokenizer: Tokenizer, method: str, row: Row, cause: str) -> None:
     with pytest.raises(RowError, match=f"^a.jsonl, line 7: .*{cause}"):
-        list(examples_of(method, [Line("a.jsonl", 7, row)], reading(tokenizer)))
+        list(examples_of(METHODS[method](), [Line("a.jsonl", 7, row)], reading(tokenizer)))
 
 
 def test_a_long_chat_is_cut_only_where_that_is_asked_for(tokenizer: Tokenizer) -> None:

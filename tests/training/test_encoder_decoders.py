@@ -10,7 +10,7 @@ import tiny
 import tiny_pairs
 from training.conftest import trainable
 from trefoil.rows import Chat, Continuation, RowError
-from trefoil.training.data import Reading, answer_example
+from trefoil.training.data import Reader, answer_example
 from trefoil.training.examples import Example
 from trefoil.training.loop import Recipe, Watch, train
 from trefoil.training.objectives.sft import Sft
@@ -57,7 +57,7 @@ def test_packed_loss_and_gradient_norm_equal_transformers(tmp_path: Path, family
 
 def test_a_row_becomes_a_source_and_what_is_said_to_it(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(tiny_pairs.checkpoint(tmp_path / "t5", "t5"))
-    reading = Reading(tokenizer, (tiny.EOS,), 40, start_id=tiny_pairs.START)
+    reading = Reader(tokenizer, (tiny.EOS,), 40, start_id=tiny_pairs.START)
     for row in (CHAT, Continuation("one", "two 二")):
         example = answer_example(row, reading)
         assert example.ids[0] == tiny_pairs.START

@@ -10,9 +10,10 @@ from transformers import AutoTokenizer, Trainer
 
 import tiny
 from training.conftest import trainable
-from trefoil.training.examples import Example, Pair
+from trefoil.training.examples import Comparison, Example, Pair, Reading
 from trefoil.training.loop import Objective, Progress, Recipe, Watch, train
 from trefoil.training.objectives.dpo import Dpo, with_reference
+from trefoil.training.objectives.reward import reward
 from trefoil.training.objectives.sft import Sft
 from trefoil_models import checkpoint
 
@@ -123,6 +124,31 @@ def test_dpo_step_equals_trl(folder: Path, tmp_path: Path, objective: Dpo, their
     assert ours.grad_norm == pytest.approx(told["grad_norm"], rel=1e-4)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
         assert ours.metrics[name] == pytest.approx(told[name], abs=1e-4), name
+
+
+def test_reward_step_equals_trl(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    folder = tiny.checkpoint(tmp_path / "reward", "llama", std=0.1, head="ForSequenceClassification", num_labels=1)
+    pairs = [[[1 + i for i in example.ids] for example in draw(*lens)] for lens in ((9, 14, 7, 21), (12, 11, 19, 8))]
+    rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in zip(*pairs, strict=True)]
+    trainer = RewardTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32),
+        args=arguments(RewardConfig, tmp_path),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=_tokenizer(folder),
+    )
+    told = their_step(trainer)
+    comparisons = [
+        Comparison(*(Reading(tuple(ids), (0,) * len(ids)) for ids in (row["chosen_ids"], row["rejected_ids"])))
+        for row in rows
+    ]
+    ours = our_step(folder, reward, comparisons, budget=500)
+    assert ours.loss == pytest.approx(told["loss"], abs=1e-4)
+    assert ours.grad_norm == pytest.approx(told["grad_norm"], rel=1e-4)
+    assert ours.metrics["rewards/margins"] == pytest.approx(told["margin"], abs=1e-4)
+    assert ours.metrics["rewards/accuracies"] == pytest.approx(told["accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "hinge", "ipo"])

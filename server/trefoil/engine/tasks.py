@@ -31,6 +31,7 @@ def tasks_of(folder: ModelFolder, kind: str, heads: Heads) -> tuple[tuple[str, .
     tasks = [task for head in sorted(heads.names) for task in table[head]]
     if "class" in heads:
         tasks += _tasks_of_labels(folder.labels)
+        tasks += ["reward"] if kind == "decoder" and len(folder.labels) == 1 else []
     if kind == "encoder" and not heads.names & {"class", "tag", "span"}:
         return (*tasks, *EMBEDDING), ()
     return tuple(tasks), tuple(task for task in EMBEDDING if task not in tasks)

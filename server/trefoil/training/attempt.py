@@ -22,6 +22,7 @@ from trefoil.store.jobs import Claim, Job
 from trefoil.store.store import Store
 from trefoil.training import reference
 from trefoil.training.folders import job_folder, model_folder, write_whole
+from trefoil.training.heads import head_of
 from trefoil.training.loop import Progress, Recipe, Watch, evaluate, train
 from trefoil.training.objectives import objective_of
 from trefoil.training.sources import Sources
@@ -30,6 +31,7 @@ from trefoil_models import checkpoint
 from trefoil_models.adapter_files import read_adapter, save_adapter
 from trefoil_models.checkpoint import DTYPES, Model
 from trefoil_models.lora import ALL_LINEAR, LoraShape, attach, attach_given, merge
+from trefoil_models.new_head import load_under
 
 ROWS_PER_PASS = {"cpu": 2048, "cuda": 16384}
 EVENTS_EVERY_S = 1.0
@@ -51,6 +53,7 @@ class Attempt:
         self.sources = Sources.open(store, self.job.spec)
         self.given = self.sources.given
         self.device = torch.device(spec.device)
+        self.config = dict(self.sources.folder.config.values)
         self.saving = Saving(spec.checkpoint_s)
         self.diary = Diary(store, claim)
         self.folder = job_folder(store.folder, self.job.id)
@@ -60,7 +63,7 @@ class Attempt:
         """Train to the end; False where it was stopped first. Raises LeaseLost."""
         self.folder.mkdir(parents=True, exist_ok=True)
         model, shape = self.load()
-        objective = objective_of(self.given)
+        objective = objective_of(self.given, self.sources.reader)
         examples = self._known(model, list(self.sources.training()), "training")
         held_out = self._known(model, list(self.sources.validation()), "validation")
         trainee = Trainee(self, model, shape)
@@ -96,9 +99,13 @@ class Attempt:
 
     def load(self) -> tuple[Model, LoraShape | None]:
         """The base model ready to be trained: with an adapter, or with all its weights asking for gradients."""
-        blueprint = checkpoint.inspect(self.sources.folder.path)
+        folder, seed = self.sources.folder, self.job.spec.seed
         dtype = DTYPES["bfloat16"] if self.given.bf16 else DTYPES["float32"]
-        model = blueprint.load(dtype=dtype, device=self.device)
+        head = head_of(self.given, folder)
+        if head is None:
+            model = checkpoint.inspect(folder.path).load(dtype=dtype, device=self.device)
+        else:
+            model, self.config = load_under(folder.path, head, seed=seed, dtype=dtype, device=self.device)
         torch.manual_seed(self.job.spec.seed)
         if self.given.gradient_checkpointing:
             recompute_layers(model)
@@ -199,7 +206,7 @@ class Trainee:
             save_adapter(self.model, folder, self.shape, base=self.attempt.job.spec.model)
             return
         base = self.attempt.sources.folder
-        checkpoint.save(self.model, folder, dict(base.config.values))
+        checkpoint.save(self.model, folder, self.attempt.config)
         for pattern in COPIED:
             for path in base.path.glob(pattern):
                 if path.name != "config.json" and not path.name.endswith(".index.json"):
@@ -289,7 +296,7 @@ class Saving:
 
 def train_metrics(progress: Progress) -> dict[str, float]:
     """The loss and what the objective tells besides, under OpenAI's names where it has some."""
-    own = {name: f"train_{name}" for name in ("mean_token_accuracy",)}
+    own = {name: f"train_{name}" for name in ("mean_token_accuracy", "mean_accuracy")}
     return {"train_loss": progress.loss, **{own.get(name, name): value for name, value in progress.metrics.items()}}
 
 

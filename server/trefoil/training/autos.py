@@ -50,7 +50,7 @@ def num_epochs(num_examples: int) -> int:
 def usual_rate(given: Hyperparameters, *, width: int) -> float:
     """The learning rate that suits the method, the number of weights it trains, and the model's width."""
     rate = LORA_RATE * (BASE_WIDTH / width) ** WIDTH_POWER
-    rate *= 1.0 if given.lora is not None else FULL_SHARE
+    rate *= FULL_SHARE if given.lora is None else 1.0
     return rate * (DPO_SHARE if isinstance(given, Dpo) else 1.0)
 
 

@@ -1,20 +1,16 @@
 """Rows to examples: plain text in windows, chats with the loss on what the assistant says, pairs of answers."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TypeVar
 
-from trefoil.rows import Chat, Continuation, Line, Message, Preference, Row, RowError, Text
+from trefoil.rows import Chat, Continuation, Message, Preference, Row, RowError
 from trefoil.training.examples import Example, Pair
-from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.tokenizer import Tokenizer
-
-E = TypeVar("E")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Reader:
     """How one model reads rows. The first of the `end_ids` ends a text that nothing else has ended.
 
     `start_id` begins what an encoder-decoder's decoder says; None: the model has no encoder.
@@ -46,11 +42,6 @@ class Reading:
         return replace(learned, source=tuple(ids[: self.longest]) or (self.end_ids[0],))
 
 
-def examples_of(method: str, lines: Iterable[Line], reading: Reading) -> Iterator[Example | Pair]:
-    """What a method trains on. Raises RowError naming file, line and cause."""
-    return READERS[method](lines, reading)
-
-
 def text_examples(texts: Iterable[str], tokenizer: Tokenizer, *, window: int, eos_id: int) -> Iterator[Example]:
     """All texts end to end, eos after each, cut into windows of `window` rows; every token is predicted once."""
     documents = ([*tokenizer.encode_ids(text, add_special_tokens=False), eos_id] for text in texts)
@@ -60,89 +51,57 @@ def text_examples(texts: Iterable[str], tokenizer: Tokenizer, *, window: int, eo
         yield Example(piece, (False, *[True] * (len(piece) - 1)))
 
 
-def answer_example(row: Row, reading: Reading) -> Example:
+def answer_example(row: Row, reader: Reader) -> Example:
     """An example of a row that holds an answer. Raises RowError."""
     if isinstance(row, Chat):
-        return chat_example(row, reading)
+        return chat_example(row, reader)
     if isinstance(row, Continuation):
-        return continuation_example(row, reading)
+        return continuation_example(row, reader)
     raise RowError("it has no answer to learn: give messages, an instruction and its output, or prompt and completion")
 
 
-def continuation_example(row: Continuation, reading: Reading) -> Example:
+def continuation_example(row: Continuation, reader: Reader) -> Example:
     """Plain text with the loss on how it goes on, and on the end of it."""
-    if reading.start_id is not None:
-        return reading.pair(row.prompt, row.completion)
+    if reader.start_id is not None:
+        return reader.pair(row.prompt, row.completion)
     text = row.prompt + row.completion
-    encoding = reading.tokenizer.encode(text)
+    encoding = reader.tokenizer.encode(text)
     is_label = [end > start >= len(row.prompt) for start, end in encoding.offsets]
-    return reading.within([*encoding.ids, reading.end_ids[0]], [*is_label, True])
+    return reader.within([*encoding.ids, reader.end_ids[0]], [*is_label, True])
 
 
-def chat_example(chat: Chat, reading: Reading, *, first: int = 0) -> Example:
+def chat_example(chat: Chat, reader: Reader, *, first: int = 0) -> Example:
     """One conversation, with the loss on every assistant message from the `first` on, through the token that ends it.
 
     Where an answer lies is found by rendering the chat up to it and through it, so any template will do whose
     rendering of a chat begins with its rendering of the chat's beginning. Raises RowError.
     """
-    if reading.start_id is not None:
-        return reading.pair(*_last_turn(chat))
-    tokenizer = reading.tokenizer
+    if reader.start_id is not None:
+        return reader.pair(*_last_turn(chat))
+    tokenizer = reader.tokenizer
     text = _rendered(chat, len(chat.messages), tokenizer)
     encoding = tokenizer.encode(text, add_special_tokens=False)
     ids, is_label = list(encoding.ids), [False] * len(encoding.ids)
     for start, end in _answer_spans(chat, text, tokenizer, first):
-        for at in _spoken(ids, encoding.offsets, start, end, reading.end_ids):
+        for at in _spoken(ids, encoding.offsets, start, end, reader.end_ids):
             is_label[at] = True
     if not any(is_label[1:]):
         raise RowError("nothing to learn: the chat has no message of the assistant, or all of them have weight 0")
-    if is_label[-1] and ids[-1] not in reading.end_ids:  # the template leaves the end of the last turn open
-        ids, is_label = [*ids, reading.end_ids[0]], [*is_label, True]
-    return reading.within(ids, is_label)
+    if is_label[-1] and ids[-1] not in reader.end_ids:  # the template leaves the end of the last turn open
+        ids, is_label = [*ids, reader.end_ids[0]], [*is_label, True]
+    return reader.within(ids, is_label)
 
 
-def pair_of(row: Row, reading: Reading) -> Pair:
+def pair_of(row: Row, reader: Reader) -> Pair:
     """Both answers of a preference, each with the loss on itself alone. Raises RowError."""
     match row:
         case Preference(Chat() as chosen, Chat() as rejected, num_shared):
             return Pair(
-                chat_example(chosen, reading, first=num_shared), chat_example(rejected, reading, first=num_shared)
+                chat_example(chosen, reader, first=num_shared), chat_example(rejected, reader, first=num_shared)
             )
         case Preference(Continuation() as chosen, Continuation() as rejected):
-            return Pair(continuation_example(chosen, reading), continuation_example(rejected, reading))
+            return Pair(continuation_example(chosen, reader), continuation_example(rejected, reader))
     raise RowError("it has no two answers to compare: give prompt, chosen and rejected")
-
-
-def _each(make: Callable[[Row, Reading], E]) -> Callable[[Iterable[Line], Reading], Iterator[E]]:
-    """Examples line by line; an error names the line."""
-
-    def read(lines: Iterable[Line], reading: Reading) -> Iterator[E]:
-        for line in lines:
-            try:
-                yield make(line.row, reading)
-            except (RowError, ChatTemplateError) as error:
-                raise RowError(f"{line.file}, line {line.number}: {error}") from error
-
-    return read
-
-
-def _windows(lines: Iterable[Line], reading: Reading) -> Iterator[Example]:
-    """All texts end to end in windows of the greatest length."""
-    texts = _each(_text)(lines, reading)
-    return text_examples(texts, reading.tokenizer, window=reading.longest, eos_id=reading.end_ids[0])
-
-
-def _text(row: Row, _reading: Reading) -> str:
-    if isinstance(row, Text):
-        return row.text
-    raise RowError("it has no plain text to learn: give text")
-
-
-READERS: Mapping[str, Callable[[Iterable[Line], Reading], Iterator[Example | Pair]]] = {
-    "supervised": _each(answer_example),
-    "dpo": _each(pair_of),
-    "pretrain": _windows,
-}
 
 
 def _last_turn(chat: Chat) -> tuple[str, str]:

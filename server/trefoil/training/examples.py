@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+IGNORED = -100
+"""The label of a row that teaches nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -43,3 +46,49 @@ class Pair:
     def __iter__(self) -> Iterator[Example]:
         yield self.chosen
         yield self.rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One text to be read whole: its ids and types, and its labels as the objective wants them, if any."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    labels: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePair:
+    """Two sentences as one text, and whether the second does not belong there: 0 or 1."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    label: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Text out of which spans are taken anew at every use."""
+
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Rows in a pass: each id is read or predicted, and few sentinels come to that."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A text and a worse one, each to be read whole."""
+
+    chosen: Reading
+    rejected: Reading
+
+    def __len__(self) -> int:
+        return len(self.chosen) + len(self.rejected)

@@ -169,7 +169,13 @@ def mean_loss(model: Model, objective: Objective[E], examples: Sequence[E], *, b
 
 @torch.no_grad()
 def evaluate(model: Model, objective: Objective[E], examples: Sequence[E], *, budget: int) -> dict[str, float]:
-    """The objective's `loss` and metrics over examples that are not trained on."""
+    """The objective's `loss` and metrics over examples that are not trained on, with the same draws each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _evaluated(model, objective, examples, budget=budget)
+
+
+def _evaluated(model: Model, objective: Objective[E], examples: Sequence[E], *, budget: int) -> dict[str, float]:
     passes = plan_epoch([len(example) for example in examples], budget, seed=0, epoch=0)
     tally = Tally()
     for numbers in passes:

@@ -8,9 +8,42 @@ loss is that of every text: `causal_lm`, over the target, given the source.
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
-from trefoil.training.examples import Example
+import torch
+
+from trefoil.training.examples import Example, Window
+from trefoil.training.loop import Loss
+from trefoil.training.objectives.causal_lm import causal_lm
+from trefoil_models.checkpoint import Model
+
+
+@dataclass(frozen=True, slots=True)
+class SpanCorruption:
+    """The objective for one tokenizer; where the gaps are follows from torch's random state, anew at every use."""
+
+    sentinels: tuple[int, ...]
+    start_id: int
+    eos_id: int
+    density: float = 0.15
+    span_len: float = 3.0
+
+    def __call__(self, model: Model, windows: Sequence[Window]) -> Loss:
+        rng = Random(int(torch.randint(2**31, ())))
+        return causal_lm(model, [self.corrupt(window, rng) for window in windows])
+
+    def corrupt(self, window: Window, rng: Random) -> Example:
+        """One window with gaps."""
+        return corrupted(
+            window.ids,
+            rng,
+            sentinels=self.sentinels,
+            start_id=self.start_id,
+            eos_id=self.eos_id,
+            density=self.density,
+            span_len=self.span_len,
+        )
 
 
 def corrupted(

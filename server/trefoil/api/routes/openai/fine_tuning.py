@@ -12,11 +12,12 @@ from starlette.concurrency import run_in_threadpool
 
 from trefoil.api.deps import Models, Stored, Tuned
 from trefoil.api.fine_tuned import FineTuned
+from trefoil.api.fleet import ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, fails, says
 from trefoil.api.schemas import Text
 from trefoil.api.sse import DONE, EventStream, event, json_response
-from trefoil.errors import FileNotFound, InvalidRequest, NotImplementedHere
+from trefoil.errors import FileNotFound, InvalidRequest, NotImplementedHere, WrongTask
 from trefoil.hyperparameters import METHODS, read_hyperparameters
 from trefoil.store.catalog import StoredModel
 from trefoil.store.files import Page
@@ -28,6 +29,25 @@ router = APIRouter(route_class=JsonRoute)
 MOST_SEED = 2**31 - 1
 POLL_S = 0.3
 HEARTBEAT_S = 15.0
+KINDS = {
+    "supervised": ("decoder", "encoder-decoder"),
+    "dpo": ("decoder", "encoder-decoder"),
+    "pretrain": ("decoder", "encoder", "encoder-decoder"),
+    "reward": ("decoder",),
+    "classification": ("decoder", "encoder"),
+    "token_classification": ("encoder",),
+    "question_answering": ("encoder",),
+}
+"""Which kinds of models each method teaches."""
+OF_GENERATION = frozenset({"supervised", "dpo"})
+OBJECTIVES_OF_KINDS = {
+    "decoder": ("clm",),
+    "encoder": ("mlm", "mlm+nsp", "mlm+sop"),
+    "encoder-decoder": ("span_corruption",),
+}
+"""How each kind learns from plain text, the usual way first."""
+PAIRED = {"mlm+nsp": "bert", "mlm+sop": "albert"}
+"""The families that have a head for pairs of sentences."""
 EVENT_PREFIX = "ftevent-"
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -134,7 +154,8 @@ async def create(body: CreateJob, models: Models, store: Stored) -> dict[str, An
     if body.metadata is not None and len(body.metadata) > 16:
         raise InvalidRequest("metadata has more than 16 keys", param="metadata")
     method, given = read_method(body)
-    base = models.find(body.model, task="text-generation")
+    base = models.find(body.model)
+    given = fitted(method, given, base)
     spec = Spec(
         model=base.name,
         base=str(base.folder),
@@ -255,9 +276,30 @@ def read_method(body: CreateJob) -> tuple[str, dict[str, Any]]:
     return method, {**flat, **nested}
 
 
+def fitted(method: str, given: dict[str, Any], base: ServedModel) -> dict[str, Any]:
+    """The hyperparameters with what follows from the base model. Raises WrongTask where it cannot be taught so."""
+    kind = base.about.kind
+    takes = KINDS[method]
+    if kind not in takes or (method in OF_GENERATION and "text-generation" not in base.tasks):
+        raise WrongTask(f"the method {method} teaches {' and '.join(takes)}s; {base.name} is none", param="model")
+    if method != "pretrain":
+        return given
+    objective = given.get("objective", "auto")
+    family = base.source.model_type
+    if objective == "auto":
+        objective = OBJECTIVES_OF_KINDS[kind][0]
+    needed = PAIRED.get(objective, family)
+    if objective not in OBJECTIVES_OF_KINDS[kind] or needed != family:
+        raise WrongTask(f"the objective {objective} does not suit {base.name}, a {kind} ({family})", param="model")
+    if kind == "encoder" and given.get("lora") is not None:
+        raise InvalidRequest("lora must be null for an encoder, which serves no adapters", param="lora")
+    return {**given, "objective": objective, **({"lora": None} if kind == "encoder" else {})}
+
+
 def _nested(given: Method, method: str) -> dict[str, Any]:
     extra = dict(given.model_extra or {})
     own = extra.pop(method, None) or {}
+    beside = {"objective": extra.pop("objective")} if method == "pretrain" and "objective" in extra else {}
     extra = {name: value for name, value in extra.items() if value is not None}
     if extra:
         raise InvalidRequest(f"a method of type {method} has no {min(extra)!r}", param=f"method.{min(extra)}")
@@ -266,7 +308,7 @@ def _nested(given: Method, method: str) -> dict[str, Any]:
     unknown = own.keys() - {"hyperparameters"}
     if unknown:
         raise InvalidRequest(f"method.{method} has no {min(unknown)!r}", param=f"method.{method}.{min(unknown)}")
-    return dict(own.get("hyperparameters") or {})
+    return {**beside, **(own.get("hyperparameters") or {})}
 
 
 def describe(job: Job) -> dict[str, Any]:
