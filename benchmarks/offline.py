@@ -32,7 +32,7 @@ from trefoil.logs import configure_logs
 from trefoil.settings import Settings, parse_bytes
 from trefoil_models.model_folder import ModelFolder
 from trefoil_models.tokenizer import Tokenizer
-from workload import Request, Span, Workload, add_workload_flags, read_workload
+from workload import START_ID, Request, Span, Workload, add_workload_flags, read_workload
 
 Watch = Callable[[Generator], None]
 
@@ -92,8 +92,9 @@ def measure(spec: wire.EngineSpec, workload: Workload, *, num_warmups: int = 1, 
 def generating(spec: wire.EngineSpec) -> Generator:
     """The side of a fresh engine that generates."""
     engine = start(spec, lambda message: None)
-    assert isinstance(engine, TwoSided), "only models that generate are measured here"
-    return engine.generator
+    generator = engine.generator if isinstance(engine, TwoSided) else engine
+    assert isinstance(generator, Generator), "only models that generate are measured here"
+    return generator
 
 
 def drive(
@@ -103,8 +104,12 @@ def drive(
     stop_ids: tuple[int, ...] = (),
     *,
     watch: Watch | None = None,
+    ends_late: bool = False,
 ) -> "Ledger":
-    """Submit each request once it has arrived and has a place; step until all are answered."""
+    """Submit each request once it has arrived and has a place; step until all are answered.
+
+    Where it `ends_late`, what would stop an answer is not chosen before the answer has its whole length.
+    """
     waiting = deque(enumerate(requests))
     ledger = Ledger()
     started = time.perf_counter()
@@ -114,8 +119,11 @@ def drive(
         ):
             number, request = waiting.popleft()
             ledger.open(str(number), request)
-            params = wire.SamplingParams(max_tokens=request.max_tokens, temperature=0.0, stop_ids=stop_ids)
-            ledger.take(generator.submit(wire.Generate(str(number), request.ids, params)))
+            fewest = request.max_tokens if ends_late else 0
+            params = wire.SamplingParams(
+                max_tokens=request.max_tokens, temperature=0.0, stop_ids=stop_ids, min_tokens=fewest
+            )
+            ledger.take(generator.submit(asked(generator, str(number), request, params)))
         if generator.has_work:
             ledger.take(generator.step())
             if watch:
@@ -124,6 +132,13 @@ def drive(
             time.sleep(max(started + waiting[0][1].arrival_s - time.perf_counter(), 0))
     generator.check_books()
     return ledger
+
+
+def asked(generator: Generator, name: str, request: Request, params: wire.SamplingParams) -> wire.Generate:
+    """The request as this engine takes it: an encoder-decoder's encoder reads the ids, and its decoder starts anew."""
+    if generator.max_source_len:
+        return wire.Generate(name, [START_ID], params, source=request.ids)
+    return wire.Generate(name, request.ids, params)
 
 
 class Ledger:

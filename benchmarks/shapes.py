@@ -17,6 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES
+from trefoil_models.config_keys import Keys
+from trefoil_models.families import t5
 
 END = "<|end|>"
 END_ID = 0
@@ -54,6 +56,42 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_act": "silu",
         "tie_word_embeddings": True,
     },
+    # 60.5M parameters, the published config.json of T5-small
+    "t5-small": {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": 32128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "feed_forward_proj": "relu",
+        "n_positions": 512,
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "tie_word_embeddings": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+    },
+    # 248M parameters, the published config.json of flan-T5-base
+    "flan-t5-base": {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": 32128,
+        "d_model": 768,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 12,
+        "num_heads": 12,
+        "feed_forward_proj": "gated-gelu",
+        "n_positions": 512,
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+    },
     # weights drawn large, so that greedy answers wander and a mistake shows
     "tiny": {
         "architectures": ["LlamaForCausalLM"],
@@ -71,14 +109,29 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "initializer_range": 0.3,
     },
+    "tiny-t5": {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": 1000,
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "n_positions": 512,
+        "tie_word_embeddings": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+    },
 }
 
 
 def make_checkpoint(shape: str, folder: Path, dtype: torch.dtype) -> Path:
     """Write a servable folder of that shape, the same every time, and return it."""
     config = {**SHAPES[shape], "bos_token_id": END_ID, "eos_token_id": END_ID}
-    checkpoint.save(checkpoint.build(config, seed=0, dtype=dtype), folder, config)
-    write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
+    std_of = t5.initial_std(t5.read_config(Keys(config))) if config["model_type"] == "t5" else None
+    checkpoint.save(checkpoint.build(config, seed=0, dtype=dtype, std_of=std_of), folder, config)
+    write_tokenizer(folder, config["vocab_size"], config.get("max_position_embeddings", config.get("n_positions")))
     generation = {"bos_token_id": END_ID, "eos_token_id": END_ID}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -9,6 +9,7 @@ import math
 import random
 from dataclasses import dataclass
 
+START_ID = 0  # what T5 and its kin begin an answer with
 FIRST_ORDINARY_ID = 1  # shapes.py gives the id 0 to the token that ends texts
 
 

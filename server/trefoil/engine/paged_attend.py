@@ -15,10 +15,14 @@ from trefoil_kernels.rotary import Turn
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What an encoder-decoder recalls: where each sequence's input lies, and the slots of rows encoded just now."""
+    """What an encoder-decoder recalls: where each input lies, the slots of rows encoded just now, and who asks.
+
+    `packing` counts the rows that ask each input: all those of sequences side by side that recall the same one.
+    """
 
     slots_K: Tensor
     table: PageTable
+    packing: Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +63,5 @@ class PagedAttend:
 
     def recall(self, site: int, q_THD: Tensor, *, scale: float) -> Tensor:
         assert self.sources is not None, "a decoder recalls no encoder"
-        pages, table = self.pages[site], self.sources.table
-        return paged_attention(q_THD, pages, table, self.packing, mask=Mask.FULL, scale=scale)
+        pages, sources = self.pages[site], self.sources
+        return paged_attention(q_THD, pages, sources.table, sources.packing, mask=Mask.FULL, scale=scale)

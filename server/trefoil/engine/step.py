@@ -5,6 +5,7 @@ device's buffer are the same memory.
 """
 
 from collections.abc import Sequence as Seq
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -81,17 +82,22 @@ class StepInputs:
         return Rows(self._ids.sent(rows), self._positions.sent(rows), self._prompt_lens.sent(rows)), attend
 
     def _sources(self, plan: Plan) -> Sources | None:
-        """Where each sequence's input lies, where there are inputs."""
-        lens = tuple(len(chunk.sequence.source) for chunk in plan.chunks)
-        if not any(lens):
+        """Where each input lies, where there are any; neighbours with the same, as beams have, ask together."""
+        if not any(chunk.sequence.source for chunk in plan.chunks):
             return None
+        lens: list[int] = []
+        num_rows: list[int] = []
         widest = max(len(chunk.sequence.source_pages) for chunk in plan.chunks)
-        for n, chunk in enumerate(plan.chunks):
-            self._source_table.fill[n, : len(chunk.sequence.source_pages)] = chunk.sequence.source_pages
+        for n, (pages, askers) in enumerate(groupby(plan.chunks, key=lambda chunk: chunk.sequence.source_pages)):
+            chunks = list(askers)
+            lens.append(len(chunks[0].sequence.source))
+            num_rows.append(sum(chunk.num_rows for chunk in chunks))
+            self._source_table.fill[n, : len(pages)] = pages
             self._source_lens.fill[n] = lens[n]
-        sequences = slice(0, len(plan.chunks))
-        table = PageTable(self._source_table.sent(sequences, slice(0, widest)), self._source_lens.sent(sequences), lens)
-        return Sources(self._encoded_slots(plan.encodes), table)
+        inputs = slice(0, len(lens))
+        pages_NP = self._source_table.sent(inputs, slice(0, widest))
+        table = PageTable(pages_NP, self._source_lens.sent(inputs), tuple(lens))
+        return Sources(self._encoded_slots(plan.encodes), table, Packing(tuple(num_rows)))
 
     def _encoded_slots(self, sequences: Seq[Sequence]) -> Tensor:
         """The slots that take the rows of these inputs, int64 [K]."""

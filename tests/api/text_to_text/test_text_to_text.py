@@ -133,6 +133,11 @@ def test_long_spans_are_welcome(http: httpx.Client) -> None:
     assert 0 < span["score"] <= 1
 
 
+def test_all_sentinels_but_one_may_mark_gaps(http: httpx.Client) -> None:
+    """The last one ends the last span."""
+    assert len(ask(http, "span-filling", " ".join(["___"] * 7), max_span_tokens=2)["spans"]) == 7
+
+
 @pytest.mark.parametrize(
     ("text", "parameters", "param"),
     [

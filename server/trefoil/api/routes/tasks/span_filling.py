@@ -162,7 +162,7 @@ async def _gapped(fleet: Any, model: ServedModel, text: str, parameters: Paramet
     if len(sentinels) < 2:
         raise WrongTask("the model's tokenizer has no sentinels to mark a gap with", param="model")
     pieces = _pieces(text)
-    if len(pieces) >= len(sentinels):
+    if len(pieces) > len(sentinels):  # one more than gaps: the last span needs an end
         raise InvalidRequest(
             f"{len(pieces) - 1} gaps are more than the model's {len(sentinels) - 1}",
             param="inputs",
