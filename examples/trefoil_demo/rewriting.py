@@ -1,0 +1,204 @@
+"""Text-to-text examples of the demo world: translation both ways, summaries, sentiment, questions, gaps.
+
+Held out are new combinations of known words: one sentence in eight is never shown with its translation, in either
+direction; summaries are of stories of held-out people; opinions, questions and gaps are those that the encoders' test
+keeps, save that a gap may hold a whole name.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from trefoil_demo import passages
+from trefoil_demo.facts import KINDS, LANGUAGES, Words, facts
+from trefoil_demo.opinions import LABELS, held_out_opinions, training_opinions
+from trefoil_demo.passages import (
+    Blank,
+    Passage,
+    held_out_blanks,
+    held_out_passages,
+    training_blanks,
+    training_passages,
+)
+from trefoil_demo.stories import NAMES, TRAITS, Story, held_out_story, training_story
+from trefoil_demo.understanding import Verdict
+
+HELD_OUT = 8
+"""One sentence in so many is held out from translation."""
+NUM_HELD_OUT = 120
+"""Translations from each language, and summaries in each, that the test takes."""
+TRANSLATE: Words = ("translate English to Chinese: ", "translate Chinese to English: ")
+SUMMARIZE = "summarize: "
+SENTIMENT = "sentiment: "
+
+ALIKE: dict[str, tuple[tuple[int, int], ...]] = {
+    "capital": ((0, 0), (1, 1), (2, 2)),
+    "colour": ((0, 1), (1, 0), (2, 3), (3, 2)),
+    "opposite": ((0, 0), (3, 3)),
+}
+"""Which statement of a kind says the same in English and in Chinese, by their places."""
+SUMMARY: Words = ("{who} lives in {city} and has {pet}.", "{who}住在{city}，有{pet}。")
+MOST_SENTENCES = 4
+"""Of a text that is asked about; it speaks of one person at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A text with its task's prefix, what should come of it, and the language it is in."""
+
+    task: str
+    language: str
+    source: str
+    target: str
+
+
+def training_rewrites(rng: Random, count: int) -> Iterator[Rewrite]:
+    """Examples of every task in turn, none held out."""
+    kinds: dict[Callable[[Random], Rewrite], int] = {
+        _translation: 30,
+        _summary: 12,
+        _sentiment: 24,
+        _answer: 26,
+        _gap: 8,
+    }
+    for kind in rng.choices(list(kinds), list(kinds.values()), k=count):
+        yield kind(rng)
+
+
+def held_out_rewrites() -> list[Rewrite]:
+    """The same ones always, task by task."""
+    rng = Random("held-out rewrites")
+    kept = [_translated(_sentence(rng, held_out=True), n) for n in range(len(LANGUAGES)) for _ in range(NUM_HELD_OUT)]
+    kept += [_summed(_alone(rng, held_out_story, n)) for n in range(len(LANGUAGES)) for _ in range(NUM_HELD_OUT)]
+    kept += [_judged(opinion.text, opinion.label, opinion.language) for opinion in held_out_opinions()]
+    kept += [_answered(passage) for passage in held_out_passages() if _is_short(passage)]
+    return kept + [_gapped(blank) for blank in held_out_blanks()]
+
+
+def judge(answers: Callable[[Sequence[str]], Sequence[str]]) -> list[Verdict]:
+    """Is each answer the wanted text, capitals aside? Of a gap its first span counts."""
+    rewrites = held_out_rewrites()
+    said = answers([rewrite.source for rewrite in rewrites])
+    return [
+        Verdict(one.task, one.language, _core(own) == _core(one.target), one.source, own)
+        for one, own in zip(rewrites, said, strict=True)
+    ]
+
+
+def _core(answer: str) -> str:
+    return answer.removeprefix("<extra_id_0>").partition("<extra_id_1>")[0].strip().casefold()
+
+
+def documents(rng: Random, count: int) -> Iterator[str]:
+    """Plain texts to take spans out of: the encoders' documents, and sentences with their translations."""
+    for _ in range(count):
+        if rng.random() < 0.6:
+            yield from passages.documents(rng, 1)
+        else:
+            first = rng.randrange(len(LANGUAGES))
+            pair = _sentence(rng, held_out=False)
+            yield f"{pair[first]} {pair[1 - first]}"
+
+
+def _translation(rng: Random) -> Rewrite:
+    return _translated(_sentence(rng, held_out=False), rng.randrange(len(LANGUAGES)))
+
+
+def _summary(rng: Random) -> Rewrite:
+    return _summed(_alone(rng, training_story, rng.randrange(len(LANGUAGES))))
+
+
+def _sentiment(rng: Random) -> Rewrite:
+    (opinion,) = training_opinions(rng, 1)
+    return _judged(opinion.text, opinion.label, opinion.language)
+
+
+def _answer(rng: Random) -> Rewrite:
+    while True:
+        (passage,) = training_passages(rng, 1)
+        if passage.span is not None and _is_short(passage):
+            return _answered(passage)
+
+
+def _gap(rng: Random) -> Rewrite:
+    (blank,) = training_blanks(rng, 1)
+    return _gapped(blank)
+
+
+def _translated(pair: Words, number: int) -> Rewrite:
+    return Rewrite("translate", LANGUAGES[number], TRANSLATE[number] + pair[number], pair[1 - number])
+
+
+def _alone(rng: Random, draw: Callable[[Random, int], Story], number: int) -> Story:
+    """A story about one person."""
+    while len((story := draw(rng, number)).people) > 1:
+        pass
+    return story
+
+
+def _is_short(passage: Passage) -> bool:
+    number = LANGUAGES.index(passage.language)
+    people = [name for name, _ in NAMES if name[number] in passage.context]
+    num_sentences = passage.context.count((".", "。")[number])
+    return len(people) <= 1 and num_sentences <= MOST_SENTENCES
+
+
+def _summed(story: Story) -> Rewrite:
+    """Where somebody lives, and with which pet."""
+    number, (person,) = story.language, story.people
+    told = {trait: value[number] for trait, value in person.told}
+    target = SUMMARY[number].format(who=person.name[number], city=told["city"], pet=told["pet"])
+    return Rewrite("summarize", LANGUAGES[number], SUMMARIZE + story.text, target)
+
+
+def _judged(text: str, label: int, language: str) -> Rewrite:
+    return Rewrite("sentiment", language, SENTIMENT + text, LABELS[label])
+
+
+def _answered(passage: Passage) -> Rewrite:
+    source = f"question: {passage.question} context: {passage.context}"
+    return Rewrite("question", passage.language, source, passage.answer)
+
+
+def _gapped(blank: Blank) -> Rewrite:
+    """T5's own way to ask: a sentinel in the gap, and in the answer one before what stood there and one behind."""
+    start, end = blank.span
+    source = blank.text[:start] + "<extra_id_0>" + blank.text[end:]
+    return Rewrite("gap", blank.language, source, f"<extra_id_0> {blank.text[start:end]}<extra_id_1>")
+
+
+def _sentence(rng: Random, *, held_out: bool) -> Words:
+    """One sentence in each language: of what a story tells, or of a fact."""
+    while True:
+        pair = rng.choice((_telling, _telling, _stating))(rng)
+        if _is_held_out(pair) == held_out:
+            return pair
+
+
+def _telling(rng: Random) -> Words:
+    trait = TRAITS[rng.choice(list(TRAITS))]
+    form = rng.choice(list(zip(*trait.tells, strict=True)))
+    return _said(form, who=rng.choice(NAMES)[0], value=rng.choice(trait.values))
+
+
+def _stating(rng: Random) -> Words:
+    fact = rng.choice(STATED)
+    places = rng.choice(ALIKE[fact.kind])
+    english, chinese = (
+        fact.say(KINDS[fact.kind].states[language][place], language)
+        for language, place in zip(LANGUAGES, places, strict=True)
+    )
+    return english, chinese
+
+
+STATED = [fact for fact in facts() if fact.kind in ALIKE]
+
+
+def _said(form: Words, **slots: Words) -> Words:
+    english, chinese = (form[n].format(**{slot: words[n] for slot, words in slots.items()}) for n in range(2))
+    return english[0].upper() + english[1:], chinese
+
+
+def _is_held_out(pair: Words) -> bool:
+    return int.from_bytes(hashlib.sha256(pair[0].encode()).digest()[:8]) % HELD_OUT == 0
