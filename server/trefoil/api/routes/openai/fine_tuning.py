@@ -290,7 +290,7 @@ def fitted(method: str, given: dict[str, Any], base: ServedModel) -> dict[str, A
         objective = OBJECTIVES_OF_KINDS[kind][0]
     needed = PAIRED.get(objective, family)
     if objective not in OBJECTIVES_OF_KINDS[kind] or needed != family:
-        raise WrongTask(f"the objective {objective} does not suit {base.name}, a {kind} ({family})", param="model")
+        raise WrongTask(f"the objective {objective} does not suit {base.name} ({kind}, {family})", param="model")
     if kind == "encoder" and given.get("lora") is not None:
         raise InvalidRequest("lora must be null for an encoder, which serves no adapters", param="lora")
     return {**given, "objective": objective, **({"lora": None} if kind == "encoder" else {})}
