@@ -562,10 +562,10 @@ INLINE void merge(enum kind kind, const struct attention *a, const struct task *
 /* Fills `tasks` where there are any; how many there are. Every `parts` tasks in a row share their lines. */
 static long cut(const struct attention *a, long parts, struct task *tasks) {
     long count = 0, group = a->heads / a->kv_heads, few = 0;
-    for (long n = 0; n < a->sequences; n++) few += !has_many_rows(a, n);
+    for (long n = 0; n < a->sequences; n++) few += row_count(a, n) && !has_many_rows(a, n);
     long each = few ? (2 * omp_get_max_threads() + few - 1) / few : 1; /* tasks that a sequence should give */
     for (long n = 0; n < a->sequences; n++) {
-        if (has_many_rows(a, n)) continue;
+        if (!row_count(a, n) || has_many_rows(a, n)) continue;
         long rows = least(row_count(a, n), LINES / least(group, LINES)), whole = least(a->kv_heads, LINES / (rows * group));
         long heads = group > LINES ? LINES : group * least(whole, (a->kv_heads + each - 1) / each);
         for (long row = (row_count(a, n) - 1) / rows * rows; row >= 0; row -= rows) /* the longest first */
