@@ -86,6 +86,7 @@ class Attempt:
             publish=publish,
             heed=self.is_stopping,
             is_save_due=self.saving.is_due,
+            saving=self.diary.flush,
             saved=self._saved,
         )
         recipe = self.recipe(has_validation=bool(held_out))
@@ -164,7 +165,6 @@ class Attempt:
         return reference.known_pairs(model, examples, self.folder, name, budget=self.budget)
 
     def _saved(self, step: int) -> None:
-        self.diary.flush()
         self.saving.done()
         if not self.store.jobs.progressed(self.claim, f"Checkpoint at step {step}"):
             raise LeaseLost

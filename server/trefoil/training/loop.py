@@ -122,6 +122,8 @@ class Watch:
     """True: save and stop after this step."""
     is_save_due: Callable[[], bool] = lambda: False
     """True: save after this step and go on."""
+    saving: Callable[[], None] = lambda: None
+    """What was reported is to be kept now: once the state is saved, nobody computes these steps again."""
     saved: Callable[[int], None] = lambda step: None
 
 
@@ -156,6 +158,7 @@ def train(
         if folder is not None and (
             is_stopping or _is_due(progress.step, recipe.checkpoint_every) or watch.is_save_due()
         ):
+            watch.saving()
             run.save(folder)
             watch.saved(progress.step)
     model.train(False)
