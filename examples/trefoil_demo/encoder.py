@@ -20,12 +20,13 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors, traine
 from tokenizers.models import WordPiece
 from torch import Tensor
 
+from trefoil.training.examples import IGNORED, Reading
 from trefoil.training.loop import Objective, Progress, Recipe, Watch, train
 from trefoil.training.objectives.classification import classification
 from trefoil.training.objectives.masked_lm import MaskedLM
 from trefoil.training.objectives.question_answering import question_answering
 from trefoil.training.objectives.token_classification import token_classification
-from trefoil.training.reading import IGNORED, Reading, first_rows
+from trefoil.training.reading import first_rows
 from trefoil_demo import understanding
 from trefoil_demo.encoder_card import encoder_card
 from trefoil_demo.mentions import TAGS, Tagged, training_mentions

@@ -90,7 +90,7 @@ def test_the_sdk_raises_in_mid_stream(server: Server) -> None:
         assert caught.value.status_code == 503
 
 
-def test_the_loss_of_the_fork_server_is_mended_too(folders: dict[str, Path], log: Path) -> None:
+def test_a_fork_server_lost_at_the_start_is_told(folders: dict[str, Path], log: Path) -> None:
     with launch(log, f"a={folders['a']}", *FLAGS) as server:
         eventually(lambda: children(server.process.pid), within_s=30)
         (fork_server,) = children(server.process.pid)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import tiny_encoders
+from trefoil.training.examples import IGNORED, Reading
 from trefoil.training.loop import Objective, Recipe, Watch, mean_loss, train
 from trefoil.training.objectives.classification import classification
 from trefoil.training.objectives.masked_lm import MaskedLM
 from trefoil.training.objectives.question_answering import question_answering
 from trefoil.training.objectives.token_classification import token_classification
-from trefoil.training.reading import IGNORED, Reading
 from trefoil_models import checkpoint
 
 MASK, VOCAB = 4, tiny_encoders.VOCAB

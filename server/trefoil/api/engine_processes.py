@@ -31,7 +31,7 @@ def compute_environment() -> dict[str, str]:
 
 
 class EngineNotStarted(Exception):
-    """The fork server ended before it made the engine."""
+    """The fork server did not start, or ended before it made the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,30 +120,37 @@ class ForkServer:
         await self._life
 
     async def _live(self, theirs: socket.socket) -> None:
-        """Run the process until it ends, or both ends of the line are closed."""
-        with self._line, theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "trefoil.engine.fork_server", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=compute_environment(),
-            )
-            theirs.close()
-            with contextlib.suppress(OSError):
-                while message := await asyncio.get_running_loop().sock_recv(self._line, wire.LONGEST_FORK):
-                    forked = msgspec.msgpack.decode(message, type=wire.Forked)
-                    engine, future = EngineProcess.adopt(forked.pid), self._forked[forked.number]
-                    if future.cancelled():
-                        await engine.kill()
-                    else:
-                        future.set_result(engine)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            status = await process.wait()
+        """Run the process until it ends or the line is closed; who waits for an engine then hears why there is none."""
+        try:
+            with self._line, theirs:
+                why = f"the fork server ended with status {await self._serve(theirs)}"
+        except OSError as error:
+            why = f"the fork server did not start: {error.strerror}"
         for future in self._forked.values():
             if not future.done():
-                future.set_exception(EngineNotStarted(f"the fork server ended with status {status}"))
+                future.set_exception(EngineNotStarted(why))
+
+    async def _serve(self, theirs: socket.socket) -> int:
+        """The process's exit status. Raises OSError where it cannot be started."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "trefoil.engine.fork_server", str(theirs.fileno())),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=compute_environment(),
+        )
+        theirs.close()
+        with contextlib.suppress(OSError):  # a line that breaks has ended too
+            while message := await asyncio.get_running_loop().sock_recv(self._line, wire.LONGEST_FORK):
+                forked = msgspec.msgpack.decode(message, type=wire.Forked)
+                engine, future = EngineProcess.adopt(forked.pid), self._forked[forked.number]
+                if future.cancelled():
+                    await engine.kill()
+                else:
+                    future.set_result(engine)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
 
 
 def become_subreaper(is_one: bool) -> None:

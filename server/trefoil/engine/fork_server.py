@@ -27,7 +27,6 @@ from trefoil_kernels.cpu.build import NativeUnavailable, cache_folders, choose_v
 log = structlog.get_logger()
 
 PR_SET_PDEATHSIG = 1
-EXIT_FAILED = 4
 EXIT_ORPHANED = 5
 
 
@@ -46,7 +45,7 @@ def serve(line: socket.socket, api: int) -> None:
 
 def become_engine(command: wire.Fork, line: socket.socket, api: int) -> None:
     """The forked half, which never returns: nothing of the fork server's may run here."""
-    status = EXIT_FAILED
+    status = process.EXIT_FAILED
     try:
         if not is_adopted(api):
             os._exit(EXIT_ORPHANED)

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from trefoil.training.examples import IGNORED, Reading, SentencePair
+from trefoil.training.examples import Reading, SentencePair
 from trefoil_kernels.packed_attention import Packing
 from trefoil_models.attend import PackedAttend, Rows, packed_rows
 from trefoil_models.checkpoint import Model
-
-__all__ = ["IGNORED", "Reading", "first_rows", "labels_of", "reading_rows", "text_rows"]
 
 
 def reading_rows(model: Model, readings: Sequence[Reading | SentencePair]) -> tuple[Rows, PackedAttend]:

@@ -132,7 +132,7 @@ class Worker:
 
         A worker inside a server waits for its first job with that, to keep out of the engines' way.
         """
-        if self._expects_jobs and self._ready is None:
+        if self._expects_jobs and (self._ready is None or self._ready.poll() is not None):
             self._ready = _new_trainer()
 
     def _watch(self, trainer: "subprocess.Popen[bytes]", claim: Claim) -> None:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trefoil.training.examples import Reading
 from trefoil.training.loop import Loss
-from trefoil.training.reading import Reading, reading_rows, text_rows
+from trefoil.training.reading import reading_rows, text_rows
 from trefoil_models.checkpoint import Model
 
 

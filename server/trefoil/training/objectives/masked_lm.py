@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trefoil.training.examples import IGNORED, Reading
 from trefoil.training.loop import Loss
-from trefoil.training.reading import IGNORED, Reading, reading_rows
+from trefoil.training.reading import reading_rows
 from trefoil_models.checkpoint import Model
 
 MASKED, REPLACED = 0.8, 0.9

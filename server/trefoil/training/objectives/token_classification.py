@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from trefoil.training.examples import IGNORED, Reading
 from trefoil.training.loop import Loss
-from trefoil.training.reading import IGNORED, Reading, labels_of, reading_rows
+from trefoil.training.reading import labels_of, reading_rows
 from trefoil_models.checkpoint import Model
 
 
