@@ -281,7 +281,8 @@ def fitted(method: str, given: dict[str, Any], base: ServedModel) -> dict[str, A
     kind = base.about.kind
     takes = KINDS[method]
     if kind not in takes or (method in OF_GENERATION and "text-generation" not in base.tasks):
-        raise WrongTask(f"the method {method} teaches {' and '.join(takes)}s; {base.name} is none", param="model")
+        wanted = " or ".join(takes) + (" models that generate" if method in OF_GENERATION else " models")
+        raise WrongTask(f"the method {method} teaches {wanted}; {base.name} is none of them", param="model")
     if method != "pretrain":
         return given
     objective = given.get("objective", "auto")
@@ -300,6 +301,7 @@ def _nested(given: Method, method: str) -> dict[str, Any]:
     extra = dict(given.model_extra or {})
     own = extra.pop(method, None) or {}
     beside = {"objective": extra.pop("objective")} if method == "pretrain" and "objective" in extra else {}
+    read_hyperparameters(method, beside, path="method")  # named as it was written
     extra = {name: value for name, value in extra.items() if value is not None}
     if extra:
         raise InvalidRequest(f"a method of type {method} has no {min(extra)!r}", param=f"method.{min(extra)}")
