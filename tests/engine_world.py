@@ -25,9 +25,10 @@ def generator(
     prefix_caching: bool = True,
     never: Sequence[int] = (),
     capture: Capture | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Generator:
-    """A float32 engine without a process."""
-    model = checkpoint.load(folder, dtype=torch.float32)
+    """An engine without a process."""
+    model = checkpoint.load(folder, dtype=dtype)
     pack(model)
     longest = min(model.config.longest, pages * page_size)
     memory = MemoryPlan(pages, page_size, 1, longest, longest if model.kind == "encoder-decoder" else 0)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from trefoil_models.checkpoint import Model
 from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.layers import PackedLinear
-from trefoil_models.lora import ALL_LINEAR, LoraShape, LowRank, Wrapped, wrapped_layers
+from trefoil_models.layers import PackedLinear, Wrapped
+from trefoil_models.lora import ALL_LINEAR, LoraShape, LowRank, wrapped_layers
 from trefoil_models.model_folder import ADAPTER_CONFIG, read_json
 from trefoil_models.weight_files import SafetensorsFile
 

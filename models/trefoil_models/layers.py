@@ -39,10 +39,29 @@ class PackedLinear(nn.Module):
         return self.weight.times(x_TM)
 
 
+class Wrapped(nn.Module):
+    """What stands in a linear layer's place, asks it first and changes its answer."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        return self.changed(x_TM, self.base(x_TM))
+
+    def changed(self, x_TM: Tensor, y_TF: Tensor) -> Tensor:
+        """What becomes of the layer's answer; y itself may be changed where nobody asks for gradients."""
+        raise NotImplementedError
+
+
 def side_by_side(x_TM: Tensor, *layers: nn.Module) -> list[Tensor]:
     """What each linear layer makes of the same rows; in one go where all of them are packed."""
-    packed = [layer.weight for layer in layers if isinstance(layer, PackedLinear)]
-    return products(x_TM, packed) if len(packed) == len(layers) else [layer(x_TM) for layer in layers]
+    bases = [layer.base if isinstance(layer, Wrapped) else layer for layer in layers]
+    packed = [base.weight for base in bases if isinstance(base, PackedLinear)]
+    if len(packed) < len(layers):
+        return [layer(x_TM) for layer in layers]
+    pairs = zip(layers, products(x_TM, packed), strict=True)
+    return [layer.changed(x_TM, y_TF) if isinstance(layer, Wrapped) else y_TF for layer, y_TF in pairs]
 
 
 def activated(x_TM: Tensor, layer: nn.Module, activate: Callable[[Tensor], Tensor]) -> Tensor:

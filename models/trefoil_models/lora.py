@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trefoil_models.layers import Linear
+from trefoil_models.layers import Linear, Wrapped
 
 ALL_LINEAR = "all-linear"
 
@@ -40,14 +40,6 @@ class LowRank:
     scale: float
 
 
-class Wrapped(nn.Module):
-    """What stands in a linear layer's place and asks it first."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-
-
 class LoraLinear(Wrapped):
     """A frozen linear layer and its adapter."""
 
@@ -57,8 +49,8 @@ class LoraLinear(Wrapped):
         self.scale = low.scale
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_TM: Tensor) -> Tensor:
-        return self.base(x_TM) + self.dropout(x_TM) @ self.lora_down.T @ self.lora_up.T * self.scale
+    def changed(self, x_TM: Tensor, y_TF: Tensor) -> Tensor:
+        return y_TF + self.dropout(x_TM) @ self.lora_down.T @ self.lora_up.T * self.scale
 
     @property
     def low(self) -> LowRank:

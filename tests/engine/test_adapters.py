@@ -56,7 +56,19 @@ def load(engine: Generator, name: str, folder: Path) -> None:
 
 
 def ask(name: str, adapter: str | None, prompt: list[int], length: int = 10) -> wire.Generate:
-    return wire.Generate(name, prompt, wire.SamplingParams(max_tokens=length, temperature=0.0), 0, adapter)
+    params = wire.SamplingParams(max_tokens=length, temperature=0.0, logprobs=2)
+    return wire.Generate(name, prompt, params, 0, adapter)
+
+
+def told(engine: Generator, requests: list[wire.Generate]) -> dict[str, list[tuple[list[int], list[wire.TokenScore]]]]:
+    """Ids and scores of every answer."""
+    found: dict[str, list[tuple[list[int], list[wire.TokenScore]]]] = {one.id: [] for one in requests}
+    for one in requests:
+        assert engine.submit(one) == []
+    for event in finish(engine):
+        if isinstance(event, wire.Tokens):
+            found[event.id].append((event.ids, event.scores))
+    return found
 
 
 def test_mixed_batch_gives_each_what_it_gets_alone(base: Path, adapters: list[Path], tmp_path: Path) -> None:
@@ -73,6 +85,18 @@ def test_mixed_batch_gives_each_what_it_gets_alone(base: Path, adapters: list[Pa
     assert mixed["1", 0] != plain["1", 0]
     whole = generator(merged(base, adapters[3], tmp_path / "merged"))
     assert list(run(whole, [request("m", PROMPTS[4], 10)]).values()) == [mixed["4", 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scores_are_the_same_to_the_bit_beside_others(base: Path, adapters: list[Path], dtype: torch.dtype) -> None:
+    engine = generator(base, dtype=dtype, rows=256, prefix_caching=False)  # a prompt in one chunk, as it is alone
+    for n, folder in enumerate(adapters):
+        load(engine, f"a{n}", folder)
+    names = [*(f"a{n}" for n in range(NUM)), None, "a3"]
+    mixed = told(engine, [ask(f"{n}", name, PROMPTS[n % 9]) for n, name in enumerate(names)])
+    for n, name in enumerate(names):
+        assert told(engine, [ask(f"{n}", name, PROMPTS[n % 9])]) == {f"{n}": mixed[f"{n}"]}
+        assert all(scores for _, scores in mixed[f"{n}"])
 
 
 def test_pages_are_not_shared_between_adapters(base: Path, adapters: list[Path]) -> None:

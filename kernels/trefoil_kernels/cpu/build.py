@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "native.c", HERE / "packed.c")
+SOURCES = (HERE / "lora.c", HERE / "native.c", HERE / "packed.c")
 HEADER = HERE / "vectors.h"
 PREBUILT = HERE / "built"
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11", "-fopenmp", "-fPIC")

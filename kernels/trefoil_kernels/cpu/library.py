@@ -32,6 +32,8 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 INT4 = 3
 NIBBLE_GROUP = 32
 """How many 4-bit values of an output share a scale."""
+LORA_PANEL = 32
+"""How many outputs of an adapter lie side by side."""
 WIDEST_HEAD = 256
 """What the attention keeps on its stack is sized for this."""
 CHECK_BOUND = 1e-4
@@ -62,6 +64,16 @@ class _Packed(ctypes.Structure):
         *((name, Pointer) for name in ("x", "weights")),
         *((name, Long) for name in ("count", "rows", "x_stride", "width")),
         *((name, Int) for name in ("kind", "weight_kind", "has_gelu")),
+    ]
+
+
+class _Lora(ctypes.Structure):
+    """struct lora"""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("x", "down", "up", "out", "slots")),
+        *((name, Long) for name in ("rows", "x_stride", "width", "outs", "num_slots", "rank")),
+        ("kind", Int),
     ]
 
 
@@ -141,6 +153,7 @@ class Native:
         self._packed_bytes = _function(library, "packed_bytes", [Int, Long, Long], Long)
         self._pack = _function(library, "pack", [Int, Pointer, Pointer, Pointer, Long, Long])
         self._packed_product = _function(library, "packed_product", [Pointer], Int)
+        self._add_lora = _function(library, "add_lora", [Pointer], Int)
         self._attention = _function(library, "attention", [Pointer], Int)
         self._add_layer_norm = _function(library, "add_layer_norm", [Int, *[Pointer] * 5, Long, Long, Float], Int)
         self._rms_norm = _function(library, "rms_norm", [Int, *[Pointer] * 5, Long, Long, Long, Float])
@@ -205,6 +218,17 @@ class Native:
         )
         _check(self._packed_product(ctypes.byref(asked)))
         return outs
+
+    def add_lora(self, out_TO: Tensor, x_TM: Tensor, down_SRM: Tensor, up_SPRB: Tensor, slots_T: Tensor) -> None:
+        """out += (x @ down.T) @ up of each row's slot (int64); all of one dtype and contiguous, but for x's rows.
+
+        `up_SPRB` lies in panels of LORA_PANEL outputs.
+        """
+        num_slots, rank, width = down_SRM.shape
+        tensors = (tensor.data_ptr() for tensor in (x_TM, down_SRM, up_SPRB, out_TO, slots_T))
+        rows, outs = out_TO.shape
+        asked = _Lora(*tensors, rows, x_TM.stride(0), width, outs, num_slots, rank, KINDS[x_TM.dtype])
+        _check(self._add_lora(ctypes.byref(asked)))
 
     def attention(
         self, q_THD: Tensor, keys: Keys, starts_N1: Tensor, *, mask: Mask, scale: float, bias: Biases | None = None

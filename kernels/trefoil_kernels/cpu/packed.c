@@ -321,12 +321,6 @@ INLINE void make_line(const struct packed *p, const struct lines *lines, long ro
 
 /* ---- product ----------------------------------------------------------------------------------------------------- */
 
-/* LANES of a row of float32 or bfloat16. */
-INLINE floats some_of(enum kind kind, const void *row, long at) {
-    if (kind == F32) return load((const float *)row + at);
-    return (floats)(__builtin_convertvector(*(const halves_at *)((const uint16_t *)row + at), ints) << 16);
-}
-
 /* A whole panel's numbers of a row go from `totals` to `out`. */
 INLINE void finish_panel(
     enum kind kind, const struct packed *p, const struct packed_weight *w, long row, long first, const float *totals

@@ -103,6 +103,12 @@ INLINE const void *shifted(enum kind kind, const void *base, long count) {
     return (const char *)base + count * (kind == F32 ? 4 : kind == BF16 ? 2 : 1);
 }
 
+/* LANES of a row of float32 or bfloat16. */
+INLINE floats some_of(enum kind kind, const void *row, long at) {
+    if (kind == F32) return load((const float *)row + at);
+    return (floats)(__builtin_convertvector(*(const halves_at *)((const uint16_t *)row + at), ints) << 16);
+}
+
 INLINE long least(long a, long b) { return a < b ? a : b; }
 
 enum { SMALL_WORK = 1 << 15 }; /* multiplications for which waking another thread does not pay */

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trefoil_kernels.lora_matmul import lora_matmul
+from trefoil_kernels.lora_matmul import slots_of
 from trefoil_models.adapter_files import read_adapter
-from trefoil_models.lora import LowRank, Wrapped
+from trefoil_models.layers import Wrapped
+from trefoil_models.lora import LowRank
 
 BASE = -1
 """The slot of rows that no adapter changes."""
@@ -37,20 +38,19 @@ class SlottedLinear(Wrapped):
         self._like = low
         self.stack({}, 1)
 
-    def forward(self, x_TM: Tensor) -> Tensor:
+    def changed(self, x_TM: Tensor, y_TF: Tensor) -> Tensor:
         slots_T = self._choice.slots_T
-        if slots_T is None:
-            return self.base(x_TM)
-        return self.base(x_TM) + lora_matmul(x_TM, self.down_MSR, self.up_SRO, slots_T)
+        return y_TF if slots_T is None else self._slots.add(y_TF, x_TM, slots_T)
 
     def stack(self, lows: Mapping[int, LowRank], num_slots: int) -> None:
         """Take these adapters; a slot without one changes nothing."""
         rank = max((low.down_RM.shape[0] for low in lows.values()), default=1)
-        self.down_MSR = self._like.down_RM.new_zeros(self._like.down_RM.shape[1], num_slots, rank)
-        self.up_SRO = self._like.up_OR.new_zeros(num_slots, rank, self._like.up_OR.shape[0])
+        down_SRM = self._like.down_RM.new_zeros(num_slots, rank, self._like.down_RM.shape[1])
+        up_SRO = self._like.up_OR.new_zeros(num_slots, rank, self._like.up_OR.shape[0])
         for slot, low in lows.items():
-            self.down_MSR[:, slot, : low.down_RM.shape[0]] = low.down_RM.T
-            self.up_SRO[slot, : low.down_RM.shape[0]] = (low.up_OR * low.scale).T
+            down_SRM[slot, : low.down_RM.shape[0]] = low.down_RM
+            up_SRO[slot, : low.down_RM.shape[0]] = (low.up_OR * low.scale).T
+        self._slots = slots_of(down_SRM, up_SRO)
 
 
 @dataclass(frozen=True, slots=True)
