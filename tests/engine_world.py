@@ -11,6 +11,7 @@ from trefoil.engine.generator import Generator
 from trefoil.engine.graphs import Capture
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.startup import build_generator
+from trefoil_kernels.cpu.library import Native
 from trefoil_models import checkpoint
 from trefoil_models.packing import pack
 
@@ -26,6 +27,7 @@ def generator(
     never: Sequence[int] = (),
     capture: Capture | None = None,
     dtype: torch.dtype = torch.float32,
+    recorder: Native | None = None,
 ) -> Generator:
     """An engine without a process."""
     model = checkpoint.load(folder, dtype=dtype)
@@ -40,6 +42,7 @@ def generator(
         prefix_caching=prefix_caching,
         never=list(never),
         capture=capture,
+        recorder=recorder,
     )
 
 

@@ -20,6 +20,20 @@ Turn = tuple[Tensor, Tensor]
 """Cosines and sines of each row's angles, float32 [T, R/2] each."""
 
 
+def angles(positions_T: Tensor, frequencies_R: Tensor, factor: float = 1.0) -> Turn:
+    """Of each position (int64) and frequency (float32), cosines and sines times a factor."""
+    are_plain = positions_T.is_contiguous() and frequencies_R.is_contiguous()
+    if are_plain and not runs_triton(positions_T) and (native := native_for(frequencies_R)):
+        return native.angles(positions_T, frequencies_R, factor)
+    return reference_angles(positions_T, frequencies_R, factor)
+
+
+def reference_angles(positions_T: Tensor, frequencies_R: Tensor, factor: float) -> Turn:
+    """In torch; frequencies may differ from row to row, [T, R/2]."""
+    angles_TR = positions_T[:, None].float() * frequencies_R
+    return angles_TR.cos() * factor, angles_TR.sin() * factor
+
+
 def rotary(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """Turn each head's first R = 2 * `cos_TR`.shape[1] numbers by the row's angles (both tables float32 [T, R/2])."""
     if runs_triton(x_THD):

@@ -12,6 +12,7 @@ from trefoil_kernels import packed_linear
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
 from trefoil_kernels.layer_norm import add_layer_norm, layer_norm
 from trefoil_kernels.linear import linear
+from trefoil_kernels.lookup import lookup
 from trefoil_kernels.packed_linear import Weight, products
 from trefoil_kernels.rms_norm import add_rms_norm, rms_norm
 
@@ -72,9 +73,12 @@ def activated(x_TM: Tensor, layer: nn.Module, activate: Callable[[Tensor], Tenso
 
 
 class Embedding(nn.Embedding):
-    """torch's own; its weight may serve as the head's."""
+    """torch's own, computed by our door; its weight may serve as the head's."""
 
     weight: nn.Parameter
+
+    def forward(self, ids_T: Tensor) -> Tensor:
+        return lookup(ids_T, self.weight)
 
 
 class RMSNorm(nn.Module):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trefoil_kernels.rotary import Turn, angles, reference_angles
 from trefoil_models.attend import Rows
 from trefoil_models.config_keys import CheckpointError, Keys
 
@@ -142,17 +143,15 @@ class Rotary(nn.Module):
         # on the CPU by name: a model may be built on the meta device, and this table is not in any file
         self.register_buffer("inv_freq_R", _inv_freq(scaling), persistent=False)
 
-    def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Rows) -> Turn:
         """(cos, sin), each float32 [T, R/2]."""
-        angles_TR = rows.positions_T[:, None].float() * self._frequencies(rows)
-        factor = self.scaling.attention_factor
-        return angles_TR.cos() * factor, angles_TR.sin() * factor
-
-    def _frequencies(self, rows: Rows) -> Tensor:
-        """[R/2], or [T, R/2] where they depend on the length: base * (f L/M - (f - 1))^(d / (d - 2)) beyond M."""
-        pivot = self.scaling.pivot
+        pivot, factor = self.scaling.pivot, self.scaling.attention_factor
         if pivot is None:
-            return self.inv_freq_R
+            return angles(rows.positions_T, self.inv_freq_R, factor)
+        return reference_angles(rows.positions_T, self._frequencies(rows, pivot), factor)
+
+    def _frequencies(self, rows: Rows, pivot: int) -> Tensor:
+        """[T, R/2], as they depend on the length: base * (f L/M - (f - 1))^(d / (d - 2)) beyond M."""
         scaling = self.scaling
         lens_T = rows.prompt_lens_T.maximum(rows.positions_T + 1).clamp(min=pivot).double()
         growth_T = scaling.factor * lens_T / pivot - (scaling.factor - 1)

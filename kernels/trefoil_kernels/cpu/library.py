@@ -6,7 +6,8 @@ checked at the first question of a process; where that fails, one log line says 
 
 import ctypes
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,27 @@ from trefoil_kernels.cpu.build import (
     cpu_flags,
     find_or_build,
 )
+from trefoil_kernels.cpu.structures import (
+    Angles,
+    Argmax,
+    Attention,
+    Gating,
+    Int,
+    LayerNorm,
+    Long,
+    Lookup,
+    Lora,
+    PackedProduct,
+    PackedWeight,
+    PageWrite,
+    Pointer,
+    Product,
+    RmsNorm,
+    Rotary,
+    Sum,
+    Turning,
+)
+from trefoil_kernels.cpu.tape import OnlyViews, Recording, Scratch, Tape
 from trefoil_kernels.masks import Mask
 
 log = structlog.get_logger()
@@ -37,66 +59,7 @@ LORA_PANEL = 32
 WIDEST_HEAD = 256
 """What the attention keeps on its stack is sized for this."""
 CHECK_BOUND = 1e-4
-
-Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
-
-
-class _Product(ctypes.Structure):
-    """struct product"""
-
-    _fields_ = [
-        *((name, Pointer) for name in ("x", "weight", "bias", "out", "scales")),
-        *((name, Long) for name in ("rows", "x_stride", "outs", "width")),
-        *((name, Int) for name in ("kind", "weight_kind")),
-    ]
-
-
-class _PackedWeight(ctypes.Structure):
-    """struct packed_weight"""
-
-    _fields_ = [*((name, Pointer) for name in ("data", "bias", "scales", "out")), ("outs", Long)]
-
-
-class _Packed(ctypes.Structure):
-    """struct packed"""
-
-    _fields_ = [
-        *((name, Pointer) for name in ("x", "weights")),
-        *((name, Long) for name in ("count", "rows", "x_stride", "width")),
-        *((name, Int) for name in ("kind", "weight_kind", "has_gelu")),
-    ]
-
-
-class _Lora(ctypes.Structure):
-    """struct lora"""
-
-    _fields_ = [
-        *((name, Pointer) for name in ("x", "down", "up", "out", "slots")),
-        *((name, Long) for name in ("rows", "x_stride", "width", "outs", "num_slots", "rank")),
-        ("kind", Int),
-    ]
-
-
-class _Turning(ctypes.Structure):
-    """struct turning"""
-
-    _fields_ = [
-        *((name, Pointer) for name in ("q", "k", "v", "out", "k_pages", "v_pages", "cosines", "sines", "slots")),
-        *((name, Long) for name in ("rows", "heads", "kv_heads", "width", "half", "q_stride", "k_stride", "v_stride")),
-        ("kind", Int),
-    ]
-
-
-class _Attention(ctypes.Structure):
-    """struct attention"""
-
-    _fields_ = [
-        *((name, Pointer) for name in ("q", "k", "v", "out", "row_starts", "num_keys", "table", "key_starts", "bias")),
-        *((name, Long) for name in ("sequences", "heads", "kv_heads", "head_dim", "q_stride", "kv_stride")),
-        *((name, Long) for name in ("table_stride", "page_size", "window", "bias_offset", "bias_stride")),
-        ("scale", Float),
-        *((name, Int) for name in ("kind", "is_causal")),
-    ]
+NO_SUCH_ROW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +94,11 @@ class Packed:
     ) -> None:
         self.kind, self.outs = kind, outs
         self._tensors = data, bias_F, scales_F  # what the addresses point to
-        self._told = _PackedWeight(*(None if x is None else x.data_ptr() for x in self._tensors), None, outs)
+        self._told = PackedWeight(*(None if x is None else x.data_ptr() for x in self._tensors), None, outs)
 
-    def told(self, out_TF: Tensor) -> _PackedWeight:
+    def told(self, out_TF: Tensor) -> PackedWeight:
         """What C hears of it, and where the product goes."""
-        told = _PackedWeight.from_buffer_copy(self._told)
+        told = PackedWeight.from_buffer_copy(self._told)
         told.out = out_TF.data_ptr()
         return told
 
@@ -149,19 +112,46 @@ class Native:
             library = ctypes.CDLL(str(path))
         except OSError as error:
             raise NativeUnavailable(f"{path} cannot be loaded: {error}") from error
-        self._product = _function(library, "product", [Pointer], Int)
-        self._packed_bytes = _function(library, "packed_bytes", [Int, Long, Long], Long)
-        self._pack = _function(library, "pack", [Int, Pointer, Pointer, Pointer, Long, Long])
-        self._packed_product = _function(library, "packed_product", [Pointer], Int)
-        self._add_lora = _function(library, "add_lora", [Pointer], Int)
-        self._attention = _function(library, "attention", [Pointer], Int)
-        self._add_layer_norm = _function(library, "add_layer_norm", [Int, *[Pointer] * 5, Long, Long, Float], Int)
-        self._rms_norm = _function(library, "rms_norm", [Int, *[Pointer] * 5, Long, Long, Long, Float])
-        self._rotary = _function(library, "rotary", [Int, *[Pointer] * 4, *[Long] * 5])
-        self._rotary_page_write = _function(library, "rotary_page_write", [Pointer])
-        self._silu_mul = _function(library, "silu_mul", [Int, Pointer, Pointer, Pointer, Long])
-        self._argmax = _function(library, "argmax", [Int, Pointer, Pointer, Long, Long])
-        self._page_write = _function(library, "page_write", [Pointer, Pointer, Pointer, Long, Long, Long])
+        self._product = _Function(library, "product")
+        self._packed_product = _Function(library, "packed_product")
+        self._add_lora = _Function(library, "add_lora")
+        self._attention = _Function(library, "attention")
+        self._rms_norm = _Function(library, "rms_norm")
+        self._add_layer_norm = _Function(library, "add_layer_norm")
+        self._add = _Function(library, "add")
+        self._angles = _Function(library, "angles")
+        self._rotary = _Function(library, "rotary")
+        self._rotary_page_write = _Function(library, "rotary_page_write")
+        self._silu_mul = _Function(library, "silu_mul")
+        self._page_write = _Function(library, "page_write")
+        self._lookup = _Function(library, "lookup")
+        self._argmax = _Function(library, "argmax")
+        self._packed_bytes = _declared(library, "packed_bytes", [Int, Long, Long], Long)
+        self._pack = _declared(library, "pack", [Int, Pointer, Pointer, Pointer, Long, Long])
+        self._play = _declared(library, "play", [Pointer, Long], Int)
+        self._own = _Own()
+
+    def record(self, run: Callable[[], Tensor], scratch: Scratch) -> Tape:
+        """Run it, and keep its calls: all of it must be this library's. Raises NotRecordable."""
+        recording = self._own.recording = Recording(scratch)
+        try:
+            recording.held.append(run)  # and with it the tensors that it reads
+            with OnlyViews():
+                out = run()
+        finally:
+            self._own.recording = None
+        return Tape(recording, out, lambda calls, count: _check(self._play(calls, count)))
+
+    def _ask(self, function: "_Function", asked: ctypes.Structure, held: object = None) -> None:
+        """Call; where this thread records, the call and what it points to besides tensors stay."""
+        _check(function.call(ctypes.byref(asked)))
+        if (recording := self._own.recording) is not None:
+            recording.calls.append((function.address, asked))
+            recording.held.append(held)
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        recording = self._own.recording
+        return torch.empty(shape, dtype=dtype) if recording is None else recording.scratch.empty(shape, dtype)
 
     def product(
         self, x_TM: Tensor, weight_FM: Tensor, bias_F: Tensor | None = None, scales_F: Tensor | None = None
@@ -172,8 +162,8 @@ class Native:
         """
         rows, width = x_TM.shape
         outs = weight_FM.shape[0]
-        out_TF = torch.empty(rows, outs, dtype=x_TM.dtype)
-        asked = _Product(
+        out_TF = self._empty((rows, outs), x_TM.dtype)
+        asked = Product(
             x_TM.data_ptr(),
             weight_FM.data_ptr(),
             None if bias_F is None else bias_F.data_ptr(),
@@ -186,7 +176,7 @@ class Native:
             KINDS[x_TM.dtype],
             KINDS[weight_FM.dtype],
         )
-        _check(self._product(ctypes.byref(asked)))
+        self._ask(self._product, asked)
         return out_TF
 
     def packs(self, kind: int) -> bool:
@@ -210,13 +200,13 @@ class Native:
     def packed_products(self, x_TM: Tensor, weights: Sequence[Packed], *, has_gelu: bool = False) -> list[Tensor]:
         """x @ weight.T * scales + bias, or its gelu, for each of these weights, which are of one kind and width."""
         rows, width = x_TM.shape
-        outs = [torch.empty(rows, weight.outs, dtype=x_TM.dtype) for weight in weights]
-        told = (_PackedWeight * len(weights))(*[w.told(out) for w, out in zip(weights, outs, strict=True)])
+        outs = [self._empty((rows, weight.outs), x_TM.dtype) for weight in weights]
+        told = (PackedWeight * len(weights))(*[w.told(out) for w, out in zip(weights, outs, strict=True)])
         kind, weight_kind = KINDS[x_TM.dtype], weights[0].kind
-        asked = _Packed(
+        asked = PackedProduct(
             x_TM.data_ptr(), ctypes.addressof(told), len(told), rows, x_TM.stride(0), width, kind, weight_kind, has_gelu
         )
-        _check(self._packed_product(ctypes.byref(asked)))
+        self._ask(self._packed_product, asked, told)
         return outs
 
     def add_lora(self, out_TO: Tensor, x_TM: Tensor, down_SRM: Tensor, up_SPRB: Tensor, slots_T: Tensor) -> None:
@@ -227,8 +217,8 @@ class Native:
         num_slots, rank, width = down_SRM.shape
         tensors = (tensor.data_ptr() for tensor in (x_TM, down_SRM, up_SPRB, out_TO, slots_T))
         rows, outs = out_TO.shape
-        asked = _Lora(*tensors, rows, x_TM.stride(0), width, outs, num_slots, rank, KINDS[x_TM.dtype])
-        _check(self._add_lora(ctypes.byref(asked)))
+        asked = Lora(*tensors, rows, x_TM.stride(0), width, outs, num_slots, rank, KINDS[x_TM.dtype])
+        self._ask(self._add_lora, asked)
 
     def attention(
         self, q_THD: Tensor, keys: Keys, starts_N1: Tensor, *, mask: Mask, scale: float, bias: Biases | None = None
@@ -238,9 +228,9 @@ class Native:
         Under a causal mask its last row stands at its last key. Tensors as `attention_for` says.
         """
         _, heads, width = q_THD.shape
-        out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
+        out_THD = self._empty(q_THD.shape, q_THD.dtype)
         table = keys.table_NP
-        asked = _Attention(
+        asked = Attention(
             q_THD.data_ptr(),
             keys.k.data_ptr(),
             keys.v.data_ptr(),
@@ -265,49 +255,55 @@ class Native:
             KINDS[q_THD.dtype],
             mask.is_causal,
         )
-        _check(self._attention(ctypes.byref(asked)))
+        self._ask(self._attention, asked)
         return out_THD
 
     def rms_norm(self, x_TM: Tensor, weight_M: Tensor, eps: float) -> Tensor:
         """Of rows that are contiguous each, at one stride."""
         rows, width = x_TM.shape
-        out_TM = torch.empty(rows, width, dtype=x_TM.dtype)
-        kind = KINDS[x_TM.dtype]
+        out_TM = self._empty((rows, width), x_TM.dtype)
         to = weight_M.data_ptr(), None, out_TM.data_ptr()
-        self._rms_norm(kind, x_TM.data_ptr(), None, *to, rows, x_TM.stride(0), width, eps)
-        return out_TM
-
-    def add_layer_norm(self, x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
-        """The norm of x + y, all contiguous and of one dtype."""
-        out_TM = torch.empty(x_TM.shape, dtype=x_TM.dtype)
-        tensors = (tensor.data_ptr() for tensor in (x_TM, y_TM, weight_M, bias_M, out_TM))
-        _check(self._add_layer_norm(KINDS[x_TM.dtype], *tensors, *x_TM.shape, eps))
+        sizes = rows, x_TM.stride(0), width
+        self._ask(self._rms_norm, RmsNorm(x_TM.data_ptr(), None, *to, *sizes, eps, KINDS[x_TM.dtype]))
         return out_TM
 
     def add_rms_norm(self, x_TM: Tensor, other_TM: Tensor, weight_M: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """The norm of their sum and the sum; both contiguous."""
         rows, width = x_TM.shape
-        out_TM, sum_TM = (torch.empty(rows, width, dtype=x_TM.dtype) for _ in range(2))
-        to = weight_M.data_ptr(), sum_TM.data_ptr(), out_TM.data_ptr()
-        self._rms_norm(KINDS[x_TM.dtype], x_TM.data_ptr(), other_TM.data_ptr(), *to, rows, width, width, eps)
+        out_TM, sum_TM = (self._empty((rows, width), x_TM.dtype) for _ in range(2))
+        tensors = (tensor.data_ptr() for tensor in (x_TM, other_TM, weight_M, sum_TM, out_TM))
+        self._ask(self._rms_norm, RmsNorm(*tensors, rows, width, width, eps, KINDS[x_TM.dtype]))
         return out_TM, sum_TM
+
+    def add_layer_norm(self, x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
+        """The norm of x + y, all contiguous and of one dtype."""
+        out_TM = self._empty(x_TM.shape, x_TM.dtype)
+        tensors = (tensor.data_ptr() for tensor in (x_TM, y_TM, weight_M, bias_M, out_TM))
+        self._ask(self._add_layer_norm, LayerNorm(*tensors, *x_TM.shape, eps, KINDS[x_TM.dtype]))
+        return out_TM
+
+    def add(self, x_TM: Tensor, y_TM: Tensor) -> Tensor:
+        """x + y, both contiguous and of one dtype and shape."""
+        out_TM = self._empty(x_TM.shape, x_TM.dtype)
+        tensors = (tensor.data_ptr() for tensor in (x_TM, y_TM, out_TM))
+        self._ask(self._add, Sum(*tensors, x_TM.numel(), KINDS[x_TM.dtype]))
+        return out_TM
+
+    def angles(self, positions_T: Tensor, frequencies_R: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each position times each frequency, times a factor; float32 [T, R]."""
+        shape = len(positions_T), len(frequencies_R)
+        cos_TR, sin_TR = (self._empty(shape, torch.float32) for _ in range(2))
+        tensors = (tensor.data_ptr() for tensor in (positions_T, frequencies_R, cos_TR, sin_TR))
+        self._ask(self._angles, Angles(*tensors, *shape, factor))
+        return cos_TR, sin_TR
 
     def rotary(self, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
         """Heads lie side by side in each row; the tables are float32 and contiguous."""
         rows, heads, width = x_THD.shape
-        out_THD = torch.empty(rows, heads, width, dtype=x_THD.dtype)
-        self._rotary(
-            KINDS[x_THD.dtype],
-            x_THD.data_ptr(),
-            out_THD.data_ptr(),
-            cos_TR.data_ptr(),
-            sin_TR.data_ptr(),
-            rows,
-            x_THD.stride(0),
-            heads,
-            width,
-            cos_TR.shape[1],
-        )
+        out_THD = self._empty((rows, heads, width), x_THD.dtype)
+        tensors = (tensor.data_ptr() for tensor in (x_THD, out_THD, cos_TR, sin_TR))
+        sizes = rows, x_THD.stride(0), heads, width, cos_TR.shape[1]
+        self._ask(self._rotary, Rotary(*tensors, *sizes, KINDS[x_THD.dtype]))
         return out_THD
 
     def rotary_page_write(
@@ -320,8 +316,8 @@ class Native:
         """The queries turned; keys, turned too, and values to their slots. Heads lie side by side in each row."""
         q_THD, k_TGD, _ = rows
         num_rows, heads, width = q_THD.shape
-        out_THD = torch.empty(num_rows, heads, width, dtype=q_THD.dtype)
-        asked = _Turning(
+        out_THD = self._empty((num_rows, heads, width), q_THD.dtype)
+        asked = Turning(
             *(x.data_ptr() for x in (*rows, out_THD, *pages, *angles, slots_T)),
             num_rows,
             heads,
@@ -331,35 +327,37 @@ class Native:
             *(x.stride(0) for x in rows),
             KINDS[q_THD.dtype],
         )
-        self._rotary_page_write(ctypes.byref(asked))
+        self._ask(self._rotary_page_write, asked)
         return out_THD
 
     def silu_mul(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         """silu(gate) * up of contiguous tensors."""
-        out_TF = torch.empty(gate_TF.shape, dtype=gate_TF.dtype)
-        kind = KINDS[gate_TF.dtype]
-        self._silu_mul(kind, gate_TF.data_ptr(), up_TF.data_ptr(), out_TF.data_ptr(), gate_TF.numel())
+        out_TF = self._empty(gate_TF.shape, gate_TF.dtype)
+        tensors = (tensor.data_ptr() for tensor in (gate_TF, up_TF, out_TF))
+        self._ask(self._silu_mul, Gating(*tensors, gate_TF.numel(), KINDS[gate_TF.dtype]))
         return out_TF
-
-    def argmax(self, x_TV: Tensor) -> Tensor:
-        """Where each row of a contiguous tensor has its greatest number, int64 [T]."""
-        rows, width = x_TV.shape
-        out_T = torch.empty(rows, dtype=torch.int64)
-        self._argmax(KINDS[x_TV.dtype], x_TV.data_ptr(), out_T.data_ptr(), rows, width)
-        return out_T
 
     def page_write(self, rows_TGD: Tensor, pages_PSGD: Tensor, slots_T: Tensor) -> None:
         """Copy each row's heads, which lie side by side, to its slot (int64, contiguous)."""
         size = rows_TGD.dtype.itemsize
         row_bytes = rows_TGD.shape[1] * rows_TGD.shape[2] * size
-        self._page_write(
-            rows_TGD.data_ptr(),
-            pages_PSGD.data_ptr(),
-            slots_T.data_ptr(),
-            len(rows_TGD),
-            rows_TGD.stride(0) * size,
-            row_bytes,
-        )
+        tensors = (tensor.data_ptr() for tensor in (rows_TGD, pages_PSGD, slots_T))
+        self._ask(self._page_write, PageWrite(*tensors, len(rows_TGD), rows_TGD.stride(0) * size, row_bytes))
+
+    def lookup(self, ids_T: Tensor, table_VM: Tensor) -> Tensor:
+        """The table's rows of these ids (int64), both contiguous. Raises IndexError."""
+        length, width = table_VM.shape
+        out_TM = self._empty((len(ids_T), width), table_VM.dtype)
+        tensors = (tensor.data_ptr() for tensor in (ids_T, table_VM, out_TM))
+        self._ask(self._lookup, Lookup(*tensors, len(ids_T), length, width * table_VM.dtype.itemsize))
+        return out_TM
+
+    def argmax(self, x_TV: Tensor) -> Tensor:
+        """Where each row of a contiguous tensor has its greatest number, int64 [T]."""
+        rows, width = x_TV.shape
+        out_T = self._empty((rows,), torch.int64)
+        self._ask(self._argmax, Argmax(x_TV.data_ptr(), out_T.data_ptr(), rows, width, KINDS[x_TV.dtype]))
+        return out_T
 
 
 def native_for(*tensors: Tensor) -> Native | None:
@@ -449,7 +447,7 @@ def _prove(native: Native) -> None:
         raise NativeUnavailable(f"the {native.variant} library computes wrong numbers on this machine")
 
 
-def _function(
+def _declared(
     library: ctypes.CDLL, name: str, arguments: list[type], result: type | None = None
 ) -> "ctypes._FuncPointer":
     function = library[f"trefoil_{name}"]
@@ -457,6 +455,22 @@ def _function(
     return function
 
 
+class _Function:
+    """One that is asked by a structure; its address is for tapes."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.call = _declared(library, name, [Pointer], Int)
+        self.address = ctypes.cast(self.call, Pointer).value or 0
+
+
+class _Own(threading.local):
+    """What each thread records."""
+
+    recording: Recording | None = None
+
+
 def _check(status: int) -> None:
+    if status == NO_SUCH_ROW:
+        raise IndexError("an id that the table has no row for")
     if status:
         raise MemoryError("no memory for a native kernel's scratch space")

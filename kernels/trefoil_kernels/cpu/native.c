@@ -1,5 +1,7 @@
 /* The kernels of the CPU path: products of few or many rows with a weight, and attention over pages or packed rows.
 
+   Each takes what it is asked as one structure, and gives 0, or why not: 1 no memory, 2 no such row.
+
    Everything is arithmetic in float32 over vectors of LANES numbers, written with the compilers' own vector types, so
    that one text serves every instruction set. Weights keep the order they have in files ([out, in]); a product is a dot
    along `in`. How many rows, outputs or keys share a register tile is decided by how many registers there are. */
@@ -934,22 +936,46 @@ INLINE void sum_row(enum kind kind, const void *x, const void *other, void *out,
 }
 
 /* Of x; where there is an `other`, of their sum, which is kept. Rows of `other` and of results are contiguous. */
-void trefoil_rms_norm(
-    int32_t kind, const void *x, const void *other, const void *weight, void *sum, void *out, int64_t rows,
-    int64_t x_stride, int64_t width, float eps
-) {
-#pragma omp parallel for schedule(static) if (rows * width >= SMALL_WORK)
-    for (long r = 0; r < rows; r++) {
-        const void *own = shifted(kind, x, r * x_stride), *from = other ? shifted(kind, sum, r * width) : own;
-        void *to = (void *)shifted(kind, out, r * width);
-        if (kind == F32) {
-            if (other) sum_row(F32, own, shifted(F32, other, r * width), (void *)from, width);
-            norm_row(F32, from, weight, to, width, eps);
-        } else {
-            if (other) sum_row(BF16, own, shifted(BF16, other, r * width), (void *)from, width);
-            norm_row(BF16, from, weight, to, width, eps);
-        }
+struct rms_norm {
+    const void *x, *other, *weight;
+    void *sum, *out;
+    int64_t rows, x_stride, width;
+    float eps;
+    int32_t kind;
+};
+
+INLINE void rms_norm_row(enum kind kind, const struct rms_norm *n, long r) {
+    const void *own = shifted(kind, n->x, r * n->x_stride), *from = n->other ? shifted(kind, n->sum, r * n->width) : own;
+    if (n->other) sum_row(kind, own, shifted(kind, n->other, r * n->width), (void *)from, n->width);
+    norm_row(kind, from, n->weight, (void *)shifted(kind, n->out, r * n->width), n->width, n->eps);
+}
+
+int trefoil_rms_norm(const struct rms_norm *n) {
+#pragma omp parallel for schedule(static) if (n->rows * n->width >= SMALL_WORK)
+    for (long r = 0; r < n->rows; r++) {
+        if (n->kind == F32) rms_norm_row(F32, n, r);
+        else rms_norm_row(BF16, n, r);
     }
+    return 0;
+}
+
+/* out = x + y, rounded */
+struct sum {
+    const void *x, *y;
+    void *out;
+    int64_t count;
+    int32_t kind;
+};
+
+int trefoil_add(const struct sum *s) {
+#pragma omp parallel for schedule(static) if (s->count >= SMALL_WORK)
+    for (long from = 0; from < s->count; from += 4096) {
+        const void *x = shifted(s->kind, s->x, from), *y = shifted(s->kind, s->y, from);
+        void *out = (void *)shifted(s->kind, s->out, from);
+        if (s->kind == F32) sum_row(F32, x, y, out, least(4096, s->count - from));
+        else sum_row(BF16, x, y, out, least(4096, s->count - from));
+    }
+    return 0;
 }
 
 /* out = (s - mean(s)) / sqrt(variance(s) + eps) * weight + bias, where s = x + y; `line` holds a row of sums. */
@@ -981,22 +1007,28 @@ INLINE void layer_norm_row(
     for (; at < width; at++) put(kind, out, at, line[at] * scale * number(kind, weight, at) + number(kind, bias, at));
 }
 
-/* Of each row of x + y; 0, or 1 where there is no memory. */
-int trefoil_add_layer_norm(
-    int32_t kind, const void *x, const void *y, const void *weight, const void *bias, void *out, int64_t rows,
-    int64_t width, float eps
-) {
+/* Of each row of x + y, all contiguous. */
+struct layer_norm {
+    const void *x, *y, *weight, *bias;
+    void *out;
+    int64_t rows, width;
+    float eps;
+    int32_t kind;
+};
+
+int trefoil_add_layer_norm(const struct layer_norm *n) {
     int is_short = 0;
-#pragma omp parallel if (rows * width >= SMALL_WORK)
+#pragma omp parallel if (n->rows * n->width >= SMALL_WORK)
     {
-        float *line = malloc(width * sizeof *line);
+        float *line = malloc(n->width * sizeof *line);
         if (!line) is_short = 1;
 #pragma omp for schedule(static)
-        for (long r = 0; r < rows; r++) {
+        for (long r = 0; r < n->rows; r++) {
             if (!line) continue;
-            const void *own = shifted(kind, x, r * width), *other = shifted(kind, y, r * width);
-            if (kind == F32) layer_norm_row(F32, own, other, weight, bias, (float *)out + r * width, width, eps, line);
-            else layer_norm_row(BF16, own, other, weight, bias, (uint16_t *)out + r * width, width, eps, line);
+            const void *own = shifted(n->kind, n->x, r * n->width), *other = shifted(n->kind, n->y, r * n->width);
+            void *out = (void *)shifted(n->kind, n->out, r * n->width);
+            if (n->kind == F32) layer_norm_row(F32, own, other, n->weight, n->bias, out, n->width, n->eps, line);
+            else layer_norm_row(BF16, own, other, n->weight, n->bias, out, n->width, n->eps, line);
         }
         free(line);
     }
@@ -1014,18 +1046,49 @@ INLINE void turn_head(
     for (long i = 2 * half; i < width; i++) put(kind, out, i, number(kind, x, i));
 }
 
+/* cosines and sines of position * frequency, times a factor: [rows, half] each */
+struct angles {
+    const int64_t *positions;
+    const float *frequencies;
+    float *cosines, *sines;
+    int64_t rows, half;
+    float factor;
+};
+
+int trefoil_angles(const struct angles *a) {
+#pragma omp parallel for schedule(static) if (a->rows * a->half >= SMALL_WORK / 16)
+    for (long r = 0; r < a->rows; r++)
+        for (long i = 0; i < a->half; i++) {
+            float angle = (float)a->positions[r] * a->frequencies[i];
+            a->cosines[r * a->half + i] = cosf(angle) * a->factor;
+            a->sines[r * a->half + i] = sinf(angle) * a->factor;
+        }
+    return 0;
+}
+
 /* Turns each head's first 2 * half numbers by its row's angles. */
-void trefoil_rotary(
-    int32_t kind, const void *x, void *out, const float *cosines, const float *sines, int64_t rows, int64_t x_stride,
-    int64_t heads, int64_t width, int64_t half
-) {
-#pragma omp parallel for schedule(static) if (rows * heads * width >= SMALL_WORK)
-    for (long i = 0; i < rows * heads; i++) {
-        long r = i / heads, from = r * x_stride + i % heads * width;
-        const float *cosine = cosines + r * half, *sine = sines + r * half;
-        if (kind == F32) turn_head(F32, shifted(F32, x, from), (float *)out + i * width, cosine, sine, half, width);
-        else turn_head(BF16, shifted(BF16, x, from), (uint16_t *)out + i * width, cosine, sine, half, width);
+struct rotary {
+    const void *x;
+    void *out;
+    const float *cosines, *sines;
+    int64_t rows, x_stride, heads, width, half;
+    int32_t kind;
+};
+
+INLINE void rotary_head(enum kind kind, const struct rotary *t, long i) {
+    long r = i / t->heads;
+    turn_head(kind, shifted(kind, t->x, r * t->x_stride + i % t->heads * t->width),
+              (void *)shifted(kind, t->out, i * t->width), t->cosines + r * t->half, t->sines + r * t->half, t->half,
+              t->width);
+}
+
+int trefoil_rotary(const struct rotary *t) {
+#pragma omp parallel for schedule(static) if (t->rows * t->heads * t->width >= SMALL_WORK)
+    for (long i = 0; i < t->rows * t->heads; i++) {
+        if (t->kind == F32) rotary_head(F32, t, i);
+        else rotary_head(BF16, t, i);
     }
+    return 0;
 }
 
 struct turning {
@@ -1050,12 +1113,13 @@ INLINE void turn_row(enum kind kind, const struct turning *t, long r) {
 }
 
 /* Queries turned to `out`, keys turned and values to their slots. */
-void trefoil_rotary_page_write(const struct turning *t) {
+int trefoil_rotary_page_write(const struct turning *t) {
 #pragma omp parallel for schedule(static) if (t->rows * t->heads * t->width >= SMALL_WORK)
     for (long r = 0; r < t->rows; r++) {
         if (t->kind == F32) turn_row(F32, t, r);
         else turn_row(BF16, t, r);
     }
+    return 0;
 }
 
 /* As bfloat16 holds them: see narrowed. */
@@ -1089,20 +1153,52 @@ INLINE void gate_row(enum kind kind, const void *gate, const void *up, void *out
 }
 
 /* out = silu(gate) * up */
-void trefoil_silu_mul(int32_t kind, const void *gate, const void *up, void *out, int64_t count) {
-#pragma omp parallel for schedule(static) if (count >= SMALL_WORK)
-    for (long from = 0; from < count; from += 4096) {
-        long to = least(from + 4096, count);
-        if (kind == F32) gate_row(F32, gate, up, out, from, to);
-        else gate_row(BF16, gate, up, out, from, to);
+struct gating {
+    const void *gate, *up;
+    void *out;
+    int64_t count;
+    int32_t kind;
+};
+
+int trefoil_silu_mul(const struct gating *g) {
+#pragma omp parallel for schedule(static) if (g->count >= SMALL_WORK)
+    for (long from = 0; from < g->count; from += 4096) {
+        long to = least(from + 4096, g->count);
+        if (g->kind == F32) gate_row(F32, g->gate, g->up, g->out, from, to);
+        else gate_row(BF16, g->gate, g->up, g->out, from, to);
     }
+    return 0;
 }
 
 /* Copies each row's heads to its slot; `bytes` a row. */
-void trefoil_page_write(
-    const char *rows, char *pages, const int64_t *slots, int64_t count, int64_t row_stride, int64_t bytes
-) {
-    for (long r = 0; r < count; r++) memcpy(pages + slots[r] * bytes, rows + r * row_stride, bytes);
+struct page_write {
+    const char *rows;
+    char *pages;
+    const int64_t *slots;
+    int64_t count, row_stride, bytes;
+};
+
+int trefoil_page_write(const struct page_write *w) {
+    for (long r = 0; r < w->count; r++)
+        memcpy(w->pages + w->slots[r] * w->bytes, w->rows + r * w->row_stride, w->bytes);
+    return 0;
+}
+
+/* Copies the row of each id from a table of `length` rows; `bytes` a row. */
+struct lookup {
+    const int64_t *ids;
+    const char *table;
+    char *out;
+    int64_t count, length, bytes;
+};
+
+/* 2 where the table has no row of that id. */
+int trefoil_lookup(const struct lookup *l) {
+    for (long r = 0; r < l->count; r++) {
+        if (l->ids[r] < 0 || l->ids[r] >= l->length) return 2;
+        memcpy(l->out + r * l->bytes, l->table + l->ids[r] * l->bytes, l->bytes);
+    }
+    return 0;
 }
 
 INLINE long greatest_at(enum kind kind, const void *row, long width) {
@@ -1117,9 +1213,32 @@ INLINE long greatest_at(enum kind kind, const void *row, long width) {
 }
 
 /* Where each row has its greatest number, the first of equals. */
-void trefoil_argmax(int32_t kind, const void *x, int64_t *out, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static) if (rows > 1)
-    for (long r = 0; r < rows; r++)
-        out[r] = kind == F32 ? greatest_at(F32, (const float *)x + r * width, width)
-                             : greatest_at(BF16, (const uint16_t *)x + r * width, width);
+struct argmax {
+    const void *x;
+    int64_t *out;
+    int64_t rows, width;
+    int32_t kind;
+};
+
+int trefoil_argmax(const struct argmax *a) {
+#pragma omp parallel for schedule(static) if (a->rows > 1)
+    for (long r = 0; r < a->rows; r++) {
+        const void *row = shifted(a->kind, a->x, r * a->width);
+        a->out[r] = a->kind == F32 ? greatest_at(F32, row, a->width) : greatest_at(BF16, row, a->width);
+    }
+    return 0;
+}
+
+/* ---- a tape: calls that were made once, made again ----------------------------------------------------------------- */
+
+struct call {
+    int (*function)(const void *);
+    const void *asked;
+};
+
+/* The first status that is not 0, else 0. */
+int trefoil_play(const struct call *calls, int64_t count) {
+    int status = 0;
+    for (long i = 0; !status && i < count; i++) status = calls[i].function(calls[i].asked);
+    return status;
 }

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
@@ -152,7 +153,7 @@ class Layer(nn.Module):
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         out_TM = self.self_attn(self.input_layernorm(x_TM), turn, attend)
         normed_TM, x_TM = self.post_attention_layernorm.after(out_TM, x_TM)
-        return x_TM + self.mlp(normed_TM)
+        return add(x_TM, self.mlp(normed_TM))
 
 
 class Model(nn.Module):

@@ -17,7 +17,9 @@ from trefoil.engine.scheduler import Chunk, Plan
 from trefoil.engine.search import Beams, Branch
 from trefoil.engine.sequence import Sequence
 from trefoil.engine.step import StepInputs
+from trefoil.engine.tapes import DecodeTapes
 from trefoil.wire import TokenScore
+from trefoil_kernels.cpu.library import Native
 from trefoil_kernels.page_write import copy_pages, new_pages
 from trefoil_kernels.token_logprobs import row_chunks
 from trefoil_models.attend import packed_rows
@@ -45,8 +47,9 @@ class Runner:
         max_num_seqs: int,
         never: Seq[int],
         capture: Capture | None = None,
+        recorder: Native | None = None,
     ) -> None:
-        """With `capture`, decode steps run as graphs; a page more than planned is theirs."""
+        """With `capture`, decode steps run as graphs; a page more than planned is theirs. With `recorder`, as tapes."""
         weight = model.lm_head.weight
         self._model = model
         self.adapters = Adapters(model)
@@ -73,13 +76,18 @@ class Runner:
         self._sampler = Sampler(never=never, device=weight.device)
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=weight.device)
         self._graphs = capture and self._captured(capture, min(max_num_seqs, max_rows))
+        self._tapes = recorder and DecodeTapes(recorder, model, self._inputs, self._pages)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Picks:
         """Encode the plan's inputs, compute its rows, copy its pages, choose its tokens."""
         self._copy(plan.first_copies)
         if self._graphs is not None and self._graphs.can_run(plan):
-            return self._replay(self._graphs, plan)
+            return self._replayed(plan, self._graphs.logits(plan))
+        if self._tapes is not None and self._tapes.can_run(plan):
+            logits_NV = self._tapes.logits(plan)
+            if logits_NV is not None:
+                return self._replayed(plan, logits_NV)
         rows, attend = self._inputs.build(plan, self._pages)
         if plan.encodes:
             self._encode(plan.encodes, attend)
@@ -109,8 +117,7 @@ class Runner:
     def _captured(self, capture: Capture, most: int) -> DecodeGraphs:
         return DecodeGraphs(self._model, self._inputs, self._pages, sizes=graph_sizes(most), capture=capture)
 
-    def _replay(self, graphs: DecodeGraphs, plan: Plan) -> Picks:
-        logits_NV = graphs.logits(plan)
+    def _replayed(self, plan: Plan, logits_NV: Tensor) -> Picks:
         self._copy(plan.copies)
         takers = [(taker, n) for n, chunk in enumerate(plan.chunks) for taker in chunk.takers]
         if len(takers) != len(logits_NV):

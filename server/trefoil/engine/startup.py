@@ -18,7 +18,7 @@ from trefoil.engine.runner import Runner
 from trefoil.engine.scheduler import Scheduler, Totals
 from trefoil.engine.tasks import tasks_of
 from trefoil_kernels import paged_attention
-from trefoil_kernels.cpu.library import native
+from trefoil_kernels.cpu.library import Native, native
 from trefoil_kernels.linear import has_bf16_products
 from trefoil_kernels.low_bit import has_int4
 from trefoil_models import checkpoint
@@ -86,6 +86,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         prefix_caching=spec.prefix_caching,
         never=never_chosen(model.config.vocab_size, tokenizer),
         capture=_capture(model, device),
+        recorder=native() if device.type == "cpu" and model.kind == "decoder" else None,
     )
     _load_adapters(generator, spec.adapters)
     warm_up(generator)
@@ -103,8 +104,9 @@ def build_generator(
     prefix_caching: bool,
     never: list[int],
     capture: Capture | None = None,
+    recorder: Native | None = None,
 ) -> Generator:
-    """Put a loaded model on pages; with `capture`, its decode steps run as graphs."""
+    """Put a loaded model on pages; with `capture`, its decode steps run as graphs, with `recorder` as tapes."""
     pool = PagePool(memory.num_pages, memory.page_size)
     scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens, prefix_caching)
     runner = Runner(
@@ -114,6 +116,7 @@ def build_generator(
         max_num_seqs=max_num_seqs,
         never=never,
         capture=capture,
+        recorder=recorder,
     )
     return Generator(
         scheduler,

@@ -1,0 +1,82 @@
+"""A computation of native calls alone, recorded once and made again from C, without Python between its calls.
+
+What it reads and writes keeps its addresses: weights and buffers are their owners', and what the calls make of them
+lies in a `Scratch`. Anything that torch itself would compute on the way cannot be made again, so it is refused.
+"""
+
+import ctypes
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trefoil_kernels.cpu.structures import Call
+
+ALIGNMENT = 64
+
+
+class NotRecordable(Exception):
+    """The computation has a step that is not native; says which."""
+
+
+class Scratch:
+    """Memory that recorded computations share: what one has let go of is given out again, and never returned.
+
+    Only one of them may run at a time, and what one gives is valid until the next.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray[Any, Any]]] = defaultdict(list)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor whose memory comes back here when nobody looks at it any more."""
+        count = dtype.itemsize
+        for size in shape:
+            count *= size
+        free = self._free[count]
+        owner = free.pop() if free else np.empty(count + ALIGNMENT, dtype=np.uint8)
+        start = -owner.ctypes.data % ALIGNMENT
+        lent = owner[start : start + count]
+        weakref.finalize(lent, free.append, owner)
+        return torch.from_numpy(lent).view(dtype).view(*shape)
+
+
+@dataclass(slots=True)
+class Recording:
+    """Calls as they are made, and what they point to besides tensors."""
+
+    scratch: Scratch
+    calls: list[tuple[int, ctypes.Structure]] = field(default_factory=list)
+    held: list[object] = field(default_factory=list)
+
+
+class Tape:
+    """Recorded calls, ready to be made again. The memory of weights and buffers must outlive it."""
+
+    def __init__(self, recording: Recording, out: Tensor, play: Callable[[Any, int], None]) -> None:
+        self._recording, self.out, self._play = recording, out, play
+        self._calls = (Call * len(recording.calls))(
+            *(Call(function, ctypes.addressof(asked)) for function, asked in recording.calls)
+        )
+
+    def play(self) -> Tensor:
+        """What the computation gives now, always in the same place."""
+        self._play(self._calls, len(self._calls))
+        return self.out
+
+
+class OnlyViews(TorchDispatchMode):
+    """While it lasts, torch may look at memory in other ways but compute nothing. Raises NotRecordable."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view:
+            raise NotRecordable(str(func))
+        return func(*args, **(kwargs or {}))

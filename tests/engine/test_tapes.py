@@ -1,0 +1,74 @@
+"""Decode steps played from tapes give what steps called one by one give."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+import tiny
+from engine_world import finish, generator, request, run
+from trefoil import wire
+from trefoil.engine.generator import Generator
+from trefoil_kernels.cpu.library import Native, native
+from trefoil_kernels.cpu.tape import NotRecordable, Scratch
+
+
+@pytest.fixture
+def library() -> Native:
+    found = native()
+    if found is None:
+        pytest.skip("no native library on this machine")
+    return found
+
+
+def tokens(engine: Generator, asked: list[wire.Generate]) -> list[wire.Tokens]:
+    """With their scores."""
+    for one in asked:
+        engine.submit(one)
+    with capture_logs() as logs:
+        events = finish(engine)
+    assert not logs
+    return [event for event in events if isinstance(event, wire.Tokens)]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_a_taped_engine_gives_the_same_tokens_and_scores(family: str, tmp_path: Path, library: Native) -> None:
+    folder = tiny.checkpoint(tmp_path / "m", family)
+    asked = [request(f"{n}", ids, 20 + 7 * n, logprobs=2) for n, ids in enumerate(tiny.draw_ids(1, 70, 9, 33))]
+    called, taped = (tokens(generator(folder, recorder=recorder), asked) for recorder in (None, library))
+    assert called == taped
+
+
+def test_a_family_whose_step_torch_computes_says_so_once_and_answers(tmp_path: Path, library: Native) -> None:
+    folder = tiny.checkpoint(tmp_path / "m", "gpt2")
+    asked = [request("0", [1, 2, 3], 9), request("1", [4, 5], 12)]
+    with capture_logs() as logs:
+        got = run(generator(folder, recorder=library), asked)
+    assert got == run(generator(folder), asked)
+    assert [log["event"] for log in logs].count("no_tape") <= 2
+
+
+def test_a_tape_plays_over_new_numbers_in_the_old_places(library: Native) -> None:
+    x_TM, y_TM = torch.ones(3, 5), torch.ones(3, 5)
+    tape = library.record(lambda: library.add(library.add(x_TM, y_TM), y_TM), Scratch())
+    assert tape.out.eq(3).all()
+    x_TM.fill_(4)
+    assert tape.play().eq(6).all()
+
+
+def test_what_torch_computes_is_refused_and_leaves_no_recording_behind(library: Native) -> None:
+    x_TM = torch.ones(3, 5)
+    with pytest.raises(NotRecordable, match=r"aten\.mul"):
+        library.record(lambda: library.add(x_TM * 2, x_TM), Scratch())
+    assert library.add(x_TM, x_TM).eq(2).all()
+
+
+def test_scratch_gives_out_again_only_what_nobody_looks_at() -> None:
+    scratch = Scratch()
+    first = scratch.empty((2, 3), torch.float32)
+    seen, at = first.flatten()[2:], first.data_ptr()
+    del first
+    assert scratch.empty((3, 2), torch.float32).data_ptr() != at
+    del seen
+    assert scratch.empty((6,), torch.float32).data_ptr() == at
