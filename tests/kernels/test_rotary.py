@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from closeness import assert_close
-from trefoil_kernels.rotary import rotary
+from trefoil_kernels.rotary import angles, reference_angles, rotary
 
 
 def tables(T: int, R: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -47,3 +47,11 @@ def test_rotary_gradients_turn_back() -> None:
 def test_rotary_matches_transformers_on_gpu(gpu: str) -> None:
     x_THD = torch.randn(777, 8, 128, device=gpu, dtype=torch.bfloat16)
     assert_close(rotary(x_THD, *tables(777, 128, gpu)), published(x_THD, *tables(777, 128, gpu)))
+
+
+def test_angles_are_torchs_to_the_last_digits_far_out_too() -> None:
+    positions_T, frequencies_R = torch.tensor([0, 1, 777, 131071]), 1e4 ** -(torch.arange(0, 1, 1 / 33))
+    for own, right in zip(
+        angles(positions_T, frequencies_R, 1.5), reference_angles(positions_T, frequencies_R, 1.5), strict=True
+    ):
+        torch.testing.assert_close(own, right, rtol=0, atol=5e-7)
