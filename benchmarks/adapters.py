@@ -1,6 +1,6 @@
 """Eight adapters and the base in one batch beside the base alone: tokens a second of each, on the engine core.
 
-    python benchmarks/adapters.py llama-110m bfloat16 [--rounds 5] [--rank 16]
+    python benchmarks/adapters.py llama-110m bfloat16 [--rounds 5] [--rank 16] [--each 2]
 
 Both engines are in this process and take turns, the base alone in one that never saw an adapter; both answer the same
 prompts, new ones each round. Refuses to time what fails its check: in the mixed batch each must get what it gets alone,
@@ -29,8 +29,6 @@ from workload import Request, Span, Workload
 
 NUM = 8
 NAMES = (None, *(f"adapter-{n}" for n in range(NUM)))
-EACH = 2
-"""Requests of one name in a batch."""
 KV_CACHE = "1GiB"
 
 
@@ -41,6 +39,7 @@ def main() -> None:
     parser.add_argument("dtype", choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--each", type=int, default=2, help="requests of one adapter in a batch")
     parser.add_argument("--input-len", type=Span.parse, default=Span(64, 64))
     parser.add_argument("--output-len", type=Span.parse, default=Span(64, 64))
     parser.add_argument("--threads", type=int)
@@ -54,7 +53,7 @@ def main() -> None:
         for name, adapter in adapters.items():
             mixed.load_adapter(wire.LoadAdapter(name, str(adapter)))
         asked = Workload(
-            num_prompts=len(NAMES) * EACH,
+            num_prompts=len(NAMES) * given.each,
             input_len=given.input_len,
             output_len=given.output_len,
             vocab_size=SHAPES[given.shape]["vocab_size"],
@@ -98,7 +97,7 @@ def one_round(base: Generator, mixed: Generator, asked: Workload, number: int) -
         vocab_size=asked.vocab_size,
         content_seed=1 + number,
     ).requests()
-    turns = [("base", base, [None] * len(fresh)), ("mixed", mixed, NAMES * EACH)]
+    turns = [("base", base, [None] * len(fresh)), ("mixed", mixed, NAMES * (len(fresh) // len(NAMES)))]
     found = {}
     for name, engine, names in turns if number % 2 else reversed(turns):
         ids, seconds = run(engine, fresh, names)

@@ -9,6 +9,7 @@ import tiny
 from engine_world import answers, finish, generator, request, run
 from trefoil import wire
 from trefoil.engine.generator import Generator
+from trefoil_kernels.cpu.library import Native, native
 from trefoil_models import checkpoint
 from trefoil_models.adapter_files import read_adapter, save_adapter
 from trefoil_models.lora import LoraShape, attach, attach_given, merge
@@ -87,9 +88,13 @@ def test_mixed_batch_gives_each_what_it_gets_alone(base: Path, adapters: list[Pa
     assert list(run(whole, [request("m", PROMPTS[4], 10)]).values()) == [mixed["4", 0]]
 
 
+@pytest.mark.parametrize("recorder", [None, native()], ids=["called", "taped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_scores_are_the_same_to_the_bit_beside_others(base: Path, adapters: list[Path], dtype: torch.dtype) -> None:
-    engine = generator(base, dtype=dtype, rows=256, prefix_caching=False)  # a prompt in one chunk, as it is alone
+def test_scores_are_the_same_to_the_bit_beside_others(
+    base: Path, adapters: list[Path], dtype: torch.dtype, recorder: Native | None
+) -> None:
+    # a prompt in one chunk, as it is alone
+    engine = generator(base, dtype=dtype, rows=256, prefix_caching=False, recorder=recorder)
     for n, folder in enumerate(adapters):
         load(engine, f"a{n}", folder)
     names = [*(f"a{n}" for n in range(NUM)), None, "a3"]
@@ -114,8 +119,9 @@ def test_pages_are_not_shared_between_adapters(base: Path, adapters: list[Path])
     assert engine.scheduler.totals.prefix_hits > 0
 
 
-def test_adapters_come_and_go_while_others_run(base: Path, adapters: list[Path]) -> None:
-    engine = generator(base)
+@pytest.mark.parametrize("recorder", [None, native()], ids=["called", "taped"])
+def test_adapters_come_and_go_while_others_run(base: Path, adapters: list[Path], recorder: Native | None) -> None:
+    engine = generator(base, recorder=recorder)
     load(engine, "a", adapters[0])
     load(engine, "b", adapters[1])
     wanted = run(engine, [ask("a", "a", PROMPTS[0], 20), ask("b", "b", PROMPTS[1], 20)])

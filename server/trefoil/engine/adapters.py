@@ -5,7 +5,7 @@ computes as if there were no such thing.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class Adapters:
         self._lows: dict[int, dict[str, LowRank]] = {}
         self._loaded: dict[str, Loaded] = {}
         self._refused: dict[str, str] = {}
-        self._num_loads = 0
+        self.num_loads = 0
+        """Grows whenever what the layers hold is another than before."""
         parameter = next(model.parameters())
         self._dtype, self._device = parameter.dtype, parameter.device
 
@@ -87,8 +88,8 @@ class Adapters:
         for path, layer in self._layers.items():
             own = {n: others[path] for n, others in self._lows.items() if path in others}
             layer.stack(own, max(self._lows) + 1)
-        self._num_loads += 1
-        self._loaded[name] = Loaded(slot, self._num_loads)
+        self.num_loads += 1
+        self._loaded[name] = Loaded(slot, self.num_loads)
 
     def refuse(self, name: str, why: str) -> None:
         """Remember why an adapter cannot be had, for those who ask for it."""
@@ -103,11 +104,15 @@ class Adapters:
         """The adapter, or why it is not here."""
         return self._loaded.get(name) or self._refused.get(name, f"the adapter {name} is not loaded")
 
-    @contextmanager
-    def chosen(self, slots: list[int]) -> Iterator[None]:
+    def chosen(self, slots: list[int]) -> AbstractContextManager[None]:
         """While the model computes these rows, each has its slot."""
         has_any = any(slot != BASE for slot in slots)
-        self._choice.slots_T = torch.tensor(slots, device=self._device) if has_any else None
+        return self.chosen_in(torch.tensor(slots, device=self._device) if has_any else None)
+
+    @contextmanager
+    def chosen_in(self, slots_T: Tensor | None) -> Iterator[None]:
+        """The same, with the slots in a tensor; None: no row has one."""
+        self._choice.slots_T = slots_T
         try:
             yield
         finally:

@@ -76,7 +76,9 @@ class Runner:
         self._sampler = Sampler(never=never, device=weight.device)
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=weight.device)
         self._graphs = capture and self._captured(capture, min(max_num_seqs, max_rows))
-        self._tapes = None if recorder is None else DecodeTapes(recorder, model, self._inputs, self._pages)
+        self._tapes = (
+            None if recorder is None else DecodeTapes(recorder, model, self.adapters, self._inputs, self._pages)
+        )
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> Picks:
