@@ -76,9 +76,10 @@ class NextToken(nn.Module):
         """log p(label) per row, float32 [R], without keeping the logits."""
         return token_logprobs(*self._without_bias(hidden_RM), labels_R)
 
-    def scored(self, hidden_RM: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(label) per row, and whether no other entry is likelier, bool [R]."""
-        return scored_labels(*self._without_bias(hidden_RM), labels_R)
+    def scored(self, hidden_RM: Tensor, labels_R: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """log p(label) per row, of logits over the temperature, and whether no other entry is likelier, bool [R]."""
+        rows_RM, matrix_VM = self._without_bias(hidden_RM)
+        return scored_labels(rows_RM if temperature == 1 else rows_RM / temperature, matrix_VM, labels_R)
 
     def mean_logprobs(self, hidden_RM: Tensor, labels_R: Tensor, logprobs_R: Tensor) -> Tensor:
         """The mean over the vocabulary of log p, [R], from the labels' own: mean_v z_v - lse, and lse = z_y - log p_y.

@@ -70,6 +70,48 @@ class Dpo(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True
     length_normalized: bool = False
 
 
+class StillLora(Lora, frozen=True, forbid_unknown_fields=True):
+    """An adapter without dropout: an answer's likelihood then and now must differ by what was learned alone."""
+
+    dropout: Annotated[float, Meta(ge=0, le=0)] = 0.0
+
+
+class Sampled(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What learns from answers of its own. `reward_model` is the name of a model that scores them; of several labels
+    it must be told which.
+    """
+
+    reward_model: str | None = None
+    reward_label: str | None = None
+    max_completion_tokens: Count = 128
+    temperature: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    num_updates: Annotated[int, Meta(ge=1, le=1000)] = 1
+    clip_range: Chance = 0.2
+    kl_coef: Annotated[float, Meta(ge=0, le=1000)] = 0.04
+    lora: StillLora | None = StillLora()
+
+
+class Ppo(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn from what each token of an answer is worth."""
+
+    num_updates: Annotated[int, Meta(ge=1, le=1000)] = 4
+    kl_coef: Annotated[float, Meta(ge=0, le=1000)] = 0.05
+    value_coef: Annotated[float, Meta(ge=0, le=1000)] = 0.1
+    value_clip_range: Positive = 0.2
+    gamma: Share = 1.0
+    gae_lambda: Share = 0.95
+
+
+class Grpo(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Learn from which of several answers is better than the others."""
+
+    num_generations: Annotated[int, Meta(ge=2, le=1024)] = 8
+    loss_type: Literal["grpo", "dapo"] = "grpo"
+    scale_rewards: bool = True
+
+
 class Pretrain(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Learn text: the next token, hidden tokens, whether sentences belong together, or spans taken out."""
 
@@ -109,6 +151,8 @@ class QuestionAnswering(OfHead, frozen=True, kw_only=True, forbid_unknown_fields
 METHODS: Mapping[str, type[Hyperparameters]] = {
     "supervised": Supervised,
     "dpo": Dpo,
+    "ppo": Ppo,
+    "grpo": Grpo,
     "pretrain": Pretrain,
     "reward": Reward,
     "classification": Classification,

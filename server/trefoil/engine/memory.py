@@ -44,7 +44,7 @@ def plan_memory(
 
     Raises CheckpointError where not even one sequence of the greatest length fits.
     """
-    page_bytes = sum(2 * page_size * site.kv_heads * site.head_dim * dtype.itemsize for site in sites)
+    page_bytes = bytes_of_page(sites, page_size=page_size, dtype=dtype)
     pages_each = -(-max_model_len // page_size) + -(-max_source_len // page_size)
     num_pages = min(budget // page_bytes, pages_each * max_num_seqs)
     if num_pages < pages_each:
@@ -53,6 +53,11 @@ def plan_memory(
             f"{max_model_len}; give --kv-cache-memory {pages_each * page_bytes} or lower --max-model-len"
         )
     return MemoryPlan(num_pages, page_size, page_bytes, max_model_len, max_source_len)
+
+
+def bytes_of_page(sites: Sequence[Site], *, page_size: int, dtype: torch.dtype) -> int:
+    """Keys and values of a page's slots, in all layers."""
+    return sum(2 * page_size * site.kv_heads * site.head_dim * dtype.itemsize for site in sites)
 
 
 def free_bytes(device: torch.device) -> int:

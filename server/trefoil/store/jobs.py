@@ -49,7 +49,9 @@ class Want(StrEnum):
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be trained. `base` and `adapter` are folders; `resolved` has a number for every "auto" once known."""
+    """What is to be trained. `base`, `adapter` and `judge`, a reward model, are folders; `resolved` has a number for
+    every "auto" once known.
+    """
 
     model: str
     base: str
@@ -61,6 +63,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     suffix: str | None = None
     metadata: dict[str, str] | None = None
     adapter: str | None = None
+    judge: str | None = None
     resolved: dict[str, Any] | None = None
 
 

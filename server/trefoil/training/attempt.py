@@ -21,10 +21,10 @@ from trefoil.store.catalog import ADAPTER, WHOLE, StoredModel
 from trefoil.store.jobs import Claim, Job
 from trefoil.store.store import Store
 from trefoil.training import reference
+from trefoil.training.course import course_of
 from trefoil.training.folders import job_folder, model_folder, write_whole
 from trefoil.training.heads import head_of
-from trefoil.training.loop import Progress, Recipe, Watch, evaluate, train
-from trefoil.training.objectives import objective_of
+from trefoil.training.loop import Progress, Recipe, Watch, train
 from trefoil.training.sources import Sources
 from trefoil.wire import WorkerSpec
 from trefoil_models import checkpoint
@@ -63,7 +63,7 @@ class Attempt:
         """Train to the end; False where it was stopped first. Raises LeaseLost."""
         self.folder.mkdir(parents=True, exist_ok=True)
         model, shape = self.load()
-        objective = objective_of(self.given, self.sources.reader)
+        course = course_of(self.sources, self.given, model, budget=self.budget)
         examples = self._known(model, list(self.sources.training()), "training")
         held_out = self._known(model, list(self.sources.validation()), "validation")
         trainee = Trainee(self, model, shape)
@@ -72,13 +72,17 @@ class Attempt:
             if not held_out:
                 return {}
             model.train(False)
-            found = evaluate(model, objective, held_out, budget=self.budget)
+            found = course.measure(held_out)
             model.train(True)
             names = {"loss": "valid_loss"}
             return {names.get(name, f"valid_{name}"): value for name, value in found.items()}
 
         def publish(progress: Progress) -> None:
             trainee.publish(progress, measure(progress.step))
+
+        def finish(num_rows: int) -> None:
+            self.diary.flush()
+            trainee.finish({"trained_tokens": num_rows})
 
         watch = Watch(
             report=self.diary.report,
@@ -88,15 +92,21 @@ class Attempt:
             is_save_due=self.saving.is_due,
             saving=self.diary.flush,
             saved=self._saved,
+            finished=finish,
         )
         recipe = self.recipe(has_validation=bool(held_out))
-        self.diary.begin(sum(len(example) for example in examples) * recipe.epochs)
-        is_done = train(model, objective, examples, recipe, watch=watch, folder=self.folder)
-        self.diary.flush()
-        if is_done:
-            num_tokens = sum(len(example) for example in examples) * recipe.epochs
-            trainee.finish({"trained_tokens": num_tokens})
-        return is_done
+        num_tokens = sum(len(example) for example in examples) * recipe.epochs
+        self.diary.begin(num_tokens, "answer" if isinstance(self.given, given_kinds.Sampled) else "train on")
+        return train(
+            model,
+            course.objective,
+            examples,
+            recipe,
+            watch=watch,
+            folder=self.folder,
+            prepare=course.prepare,
+            beside=course.beside,
+        )
 
     def load(self) -> tuple[Model, LoraShape | None]:
         """The base model ready to be trained: with an adapter, or with all its weights asking for gradients."""
@@ -230,9 +240,9 @@ class Diary:
         self._flushed = self._counted = time.monotonic()
         self._num_rows = 0
 
-    def begin(self, num_tokens: int) -> None:
+    def begin(self, num_tokens: int, purpose: str) -> None:
         """Training starts."""
-        self._store.jobs.log(self._claim, f"Fine-tuning job started, {num_tokens} tokens to train on")
+        self._store.jobs.log(self._claim, f"Fine-tuning job started, {num_tokens} tokens to {purpose}")
         self._counted = time.monotonic()
 
     def report(self, progress: Progress) -> None:
@@ -258,7 +268,8 @@ class Diary:
     def evaluated(self, step: int, measured: Mapping[str, float]) -> None:
         """The held-out examples were looked at."""
         if step >= self._told:
-            told = f"Step {step}: validation loss={measured['valid_loss']:.4f}"
+            names = [name for name in ("loss", "reward") if f"valid_{name}" in measured]
+            told = f"Step {step}: validation " + ", ".join(f"{name}={measured[f'valid_{name}']:.4f}" for name in names)
             self._pending.append(Metric(told, {"step": step, **measured}))
 
     def flush(self) -> None:

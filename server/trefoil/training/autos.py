@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from trefoil.hyperparameters import Dpo, Hyperparameters
+from trefoil.hyperparameters import Dpo, Hyperparameters, Sampled
 from trefoil_models.model_folder import ModelFolder
 
 USUAL_EPOCHS, MOST_EPOCHS = 3, 25
@@ -16,8 +16,12 @@ BASE_WIDTH = 2000
 WIDTH_POWER = 0.78
 """Narrow models want larger steps: the rate falls with about this power of the width."""
 LORA_RATE = 5e-4
-FULL_SHARE, DPO_SHARE = 0.1, 0.2
-"""All weights at once want a tenth of an adapter's rate, preferences a fifth of what answers want."""
+PROMPTS_PER_BATCH = 16
+"""Fewer prompts a step, and their answers say little of what is better."""
+FULL_SHARE, DPO_SHARE, SAMPLED_SHARE = 0.1, 0.2, 0.1
+"""All weights at once want a tenth of an adapter's rate; preferences a fifth, own answers a tenth of what given answers
+want.
+"""
 USUAL_BETA = 0.1
 
 
@@ -25,7 +29,7 @@ def resolve(given: Hyperparameters, *, num_examples: int, width: int) -> Hyperpa
     """The same with a number in every place."""
     found: dict[str, Any] = {
         "n_epochs": num_epochs(num_examples),
-        "batch_size": max(1, min(MOST_BATCH, num_examples // EXAMPLES_PER_BATCH)),
+        "batch_size": batch_size(given, num_examples),
         "learning_rate_multiplier": 1.0,
         "beta": USUAL_BETA,
     }
@@ -36,6 +40,13 @@ def resolve(given: Hyperparameters, *, num_examples: int, width: int) -> Hyperpa
         rate = usual_rate(known, width=width) * known.learning_rate_multiplier
         known = msgspec.structs.replace(known, learning_rate=float(f"{rate:.3g}"))
     return known
+
+
+def batch_size(given: Hyperparameters, num_examples: int) -> int:
+    """A fiftieth of the examples; of prompts as many as tell good answers from bad ones."""
+    if isinstance(given, Sampled):
+        return min(PROMPTS_PER_BATCH, num_examples)
+    return max(1, min(MOST_BATCH, num_examples // EXAMPLES_PER_BATCH))
 
 
 def num_epochs(num_examples: int) -> int:
@@ -51,6 +62,8 @@ def usual_rate(given: Hyperparameters, *, width: int) -> float:
     """The learning rate that suits the method, the number of weights it trains, and the model's width."""
     rate = LORA_RATE * (BASE_WIDTH / width) ** WIDTH_POWER
     rate *= FULL_SHARE if given.lora is None else 1.0
+    if isinstance(given, Sampled):
+        return rate * SAMPLED_SHARE
     return rate * (DPO_SHARE if isinstance(given, Dpo) else 1.0)
 
 

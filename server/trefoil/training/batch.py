@@ -33,7 +33,7 @@ class Labels:
         return torch.stack([logprobs.sum() for logprobs in torch.split(self.logprobs_R, list(self.lens))])
 
 
-def scored_labels(model: Model, examples: Sequence[Example]) -> Labels:
+def scored_labels(model: Model, examples: Sequence[Example], *, temperature: float = 1.0) -> Labels:
     """Every label of the examples, from one packed pass; only rows that predict one meet the head."""
     device = model.lm_head.weight.device
     hidden_TM = _hidden(model, examples)
@@ -41,7 +41,7 @@ def scored_labels(model: Model, examples: Sequence[Example]) -> Labels:
     next_T = torch.tensor([i for example in examples for i in example.ids[1:]], device=device)
     hidden_RM, ids_R = hidden_TM[is_label_T], next_T[is_label_T]
     lens = tuple(example.num_labels for example in examples)
-    return Labels(hidden_RM, ids_R, *model.lm_head.scored(hidden_RM, ids_R), lens)
+    return Labels(hidden_RM, ids_R, *model.lm_head.scored(hidden_RM, ids_R, temperature=temperature), lens)
 
 
 def _hidden(model: Any, examples: Sequence[Example]) -> Tensor:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from trefoil.rows import Chat, Continuation, Message, Preference, Row, RowError
-from trefoil.training.examples import Example, Pair
+from trefoil.rows import Chat, Continuation, Message, Preference, Prompt, Row, RowError
+from trefoil.training.examples import Asked, Example, Pair
 from trefoil_models.tokenizer import Tokenizer
 
 
@@ -102,6 +102,23 @@ def pair_of(row: Row, reader: Reader) -> Pair:
         case Preference(Continuation() as chosen, Continuation() as rejected):
             return Pair(continuation_example(chosen, reader), continuation_example(rejected, reader))
     raise RowError("it has no two answers to compare: give prompt, chosen and rejected")
+
+
+def asked(row: Row, reader: Reader, *, room: int) -> Asked:
+    """A prompt, with room for an answer of so many tokens; where it must be cut, its end stays. Raises RowError."""
+    if not isinstance(row, Prompt):
+        raise RowError("it is no prompt alone: give prompt, and no answer")
+    if isinstance(row.prompt, str):
+        ids = reader.tokenizer.encode_ids(row.prompt)
+    else:
+        text = _rendered(Chat(row.prompt), len(row.prompt), reader.tokenizer, asks=True)
+        ids = reader.tokenizer.encode_ids(text, add_special_tokens=False)
+    limit = reader.longest - room
+    if limit < 1:
+        raise RowError(f"an answer of {room} tokens leaves no room for a prompt: the limit of both is {reader.longest}")
+    if len(ids) > limit and not reader.truncates:
+        raise RowError(f"a prompt of {len(ids)} tokens, the limit beside an answer of {room} is {limit}")
+    return Asked(tuple(ids[-limit:]), row.prompt)
 
 
 def _last_turn(chat: Chat) -> tuple[str, str]:

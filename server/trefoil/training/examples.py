@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trefoil.rows import Message
+
 IGNORED = -100
 """The label of a row that teaches nothing."""
 
@@ -80,6 +82,17 @@ class Window:
 
     def __len__(self) -> int:
         """Rows in a pass: each id is read or predicted, and few sentinels come to that."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt to answer: its ids, and what whoever scores the answer is shown of it."""
+
+    ids: tuple[int, ...]
+    prompt: str | tuple[Message, ...]
+
+    def __len__(self) -> int:
         return len(self.ids)
 
 

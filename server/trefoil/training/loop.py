@@ -1,7 +1,8 @@
 """The one training loop: accumulate, clip, step, evaluate, checkpoint, heed a cancel.
 
-It knows nothing of objectives: an objective maps a model and a pass of examples to a Loss. All state lies in the
-model, the optimizer and a Position, so a run that is killed and resumed ends with the same weights.
+It knows nothing of objectives: an objective maps a model and a pass of examples to a Loss. What a step learns from is
+its examples as they are, once, unless `prepare` makes a Lesson of them. All state lies in the model, the optimizer and
+a Position, so a run that is killed and resumed ends with the same weights.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,23 @@ class Loss:
 
 E = TypeVar("E", bound=Sized)
 Objective = Callable[[Model, Sequence[E]], Loss]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson(Generic[E]):
+    """What a step learns from: the passes of each of its updates, and what is told besides."""
+
+    updates: Sequence[Sequence[Sequence[E]]]
+    told: Mapping[str, float] = field(default_factory=dict)
+
+
+Prepare = Callable[[Sequence[Sequence[Any]], int], Lesson[Any]]
+"""The passes of a step's examples, and how many steps were done before, to its lesson."""
+
+
+def as_they_are(passes: Sequence[Sequence[Any]], _step: int) -> Lesson[Any]:
+    """One update from the examples themselves."""
+    return Lesson([passes])
 
 
 def _cosine(done: float) -> float:
@@ -99,7 +117,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one step did; `loss`, `grad_norm` and the metrics are means per label, before clipping."""
+    """What one step did; `loss` and the metrics are means per label, `grad_norm` one over its updates, unclipped."""
 
     step: int
     num_steps: int
@@ -125,6 +143,8 @@ class Watch:
     saving: Callable[[], None] = lambda: None
     """What was reported is to be kept now: once the state is saved, nobody computes these steps again."""
     saved: Callable[[int], None] = lambda step: None
+    finished: Callable[[int], None] = lambda num_rows: None
+    """All steps are done; so many rows were trained on."""
 
 
 class DivergedError(RuntimeError):
@@ -139,12 +159,15 @@ def train(
     *,
     watch: Watch,
     folder: Path | None = None,
+    prepare: Prepare = as_they_are,
+    beside: Mapping[str, nn.Parameter] | None = None,
 ) -> bool:
     """Train the parameters that ask for gradients; True when all steps are done, False when told to stop.
 
-    Where `folder` holds a checkpoint of the same run, training goes on from there. Raises DivergedError.
+    Parameters `beside` the model's are trained too. Where `folder` holds a checkpoint of the same run, training goes on
+    from there. Raises DivergedError.
     """
-    run = Run(model, objective, examples, recipe)
+    run = Run(model, objective, examples, recipe, prepare=prepare, beside=beside or {})
     if folder is not None:
         run.resume(folder)
     model.train(True)
@@ -162,7 +185,10 @@ def train(
             run.save(folder)
             watch.saved(progress.step)
     model.train(False)
-    return run.position.step == run.num_steps
+    is_done = run.position.step == run.num_steps
+    if is_done:
+        watch.finished(run.position.num_rows)
+    return is_done
 
 
 def mean_loss(model: Model, objective: Objective[E], examples: Sequence[E], *, budget: int) -> float:
@@ -194,8 +220,15 @@ class Tally:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, loss: Loss) -> None:
-        self.weight += loss.weight
-        for name, value in {"loss": loss.total.detach(), **loss.sums}.items():
+        self._take(loss.weight, {"loss": loss.total.detach(), **loss.sums})
+
+    def merge(self, other: "Tally") -> None:
+        """Count what the other has counted too."""
+        self._take(other.weight, other._sums)
+
+    def _take(self, weight: int, sums: Mapping[str, Tensor]) -> None:
+        self.weight += weight
+        for name, value in sums.items():
             before = self._sums.get(name)
             self._sums[name] = value.double() if before is None else before + value
 
@@ -221,11 +254,21 @@ def _is_due(step: int, every: int) -> bool:
 class Run(Generic[E]):
     """One training under way: the model, its optimizer, and where in the data it stands."""
 
-    def __init__(self, model: Model, objective: Objective[E], examples: Sequence[E], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective[Any],
+        examples: Sequence[E],
+        recipe: Recipe,
+        *,
+        prepare: Prepare,
+        beside: Mapping[str, nn.Parameter],
+    ) -> None:
         self.model, self.objective, self.examples, self.recipe = model, objective, examples, recipe
-        self.masters = Masters({name: p for name, p in model.named_parameters() if p.requires_grad})
+        self.prepare = prepare
+        self.masters = Masters({name: p for name, p in model.named_parameters() if p.requires_grad} | dict(beside))
         self.optimizer = adamw(self.masters.named, recipe)
-        self.position = Position(step=0, epoch=0, taken=0)
+        self.position = Position(step=0, epoch=0, taken=0, updates=0, num_rows=0)
         self.lens = [len(example) for example in examples]
         self.steps = recipe.plan(self.lens, 0)
         self.fingerprint = hashlib.sha256(repr((recipe, self.lens)).encode()).hexdigest()
@@ -235,23 +278,29 @@ class Run(Generic[E]):
         self.publish_at = frozenset(range(every, self.num_steps + 1, every) if every else ends)
 
     def step(self) -> Progress:
-        """One update from the step's passes."""
+        """Every update from the step's lesson."""
         rate = self.recipe.rate(self.position.step, self.num_steps)
-        passes = self.steps[self.position.taken]
-        tally = self._accumulate(passes)
-        norm = float(nn.utils.clip_grad_norm_(self.masters.named.values(), self.recipe.clip))
+        lesson = self._lesson()
+        tally, norms = Tally(), []
+        for passes in lesson.updates:
+            learned, norm = self._update(passes, rate)
+            tally.merge(learned)
+            norms.append(norm)
         metrics = tally.means
         loss = metrics.pop("loss")
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(f"step {self.position.step + 1}: loss {loss}, gradient norm {norm}: lower the rate")
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.masters.spread()
-        num_rows = sum(self.lens[number] for numbers in passes for number in numbers)
+        num_rows = sum(len(example) for passes in lesson.updates for some in passes for example in some)
         epoch = self.position.epoch
-        self._advance()
-        return Progress(self.position.step, self.num_steps, epoch, loss, norm, rate, num_rows, metrics)
+        self._advance(len(norms), num_rows)
+        return Progress(
+            self.position.step,
+            self.num_steps,
+            epoch,
+            loss,
+            sum(norms) / len(norms),
+            rate,
+            num_rows,
+            {**lesson.told, **metrics},
+        )
 
     def save(self, folder: Path) -> None:
         """Everything that `resume` needs."""
@@ -264,12 +313,29 @@ class Run(Generic[E]):
             self.masters.spread()
             self.position, self.steps = position, self.recipe.plan(self.lens, position.epoch)
 
-    def _accumulate(self, passes: list[Pass]) -> Tally:
+    def _lesson(self) -> Lesson[Any]:
+        passes = [[self.examples[n] for n in numbers] for numbers in self.steps[self.position.taken]]
+        return self.prepare(passes, self.position.step)
+
+    def _update(self, passes: Sequence[Sequence[Any]], rate: float) -> tuple[Tally, float]:
+        """Change the weights once; what was learned from, and the gradient's norm. Raises DivergedError."""
+        tally = self._accumulate(passes)
+        norm = float(nn.utils.clip_grad_norm_(self.masters.named.values(), self.recipe.clip))
+        loss = tally.means["loss"]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise DivergedError(f"step {self.position.step + 1}: loss {loss}, gradient norm {norm}: lower the rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.masters.spread()
+        return tally, norm
+
+    def _accumulate(self, passes: Sequence[Sequence[Any]]) -> Tally:
         """Leave the gradient of the mean over all labels of these passes; their sums."""
         self.optimizer.zero_grad(set_to_none=True)
         tally = Tally()
-        for numbers in passes:
-            loss = self.objective(self.model, [self.examples[n] for n in numbers])
+        for examples in passes:
+            loss = self.objective(self.model, examples)
             loss.total.backward()  # type: ignore[no-untyped-call]
             self.masters.gather()
             tally.add(loss)
@@ -278,12 +344,15 @@ class Run(Generic[E]):
                 parameter.grad /= tally.weight
         return tally
 
-    def _advance(self) -> None:
-        step, epoch, taken = self.position.step + 1, self.position.epoch, self.position.taken + 1
+    def _advance(self, num_updates: int, num_rows: int) -> None:
+        before = self.position
+        epoch, taken = before.epoch, before.taken + 1
         if taken >= len(self.steps):
             epoch, taken = epoch + 1, 0
             self.steps = self.recipe.plan(self.lens, epoch)
-        self.position = Position(step, epoch, taken)
+        self.position = Position(
+            before.step + 1, epoch, taken, before.updates + num_updates, before.num_rows + num_rows
+        )
 
 
 def adamw(named: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:

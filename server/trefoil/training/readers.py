@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from trefoil import hyperparameters as given_kinds
 from trefoil.hyperparameters import Hyperparameters
 from trefoil.rows import Line, Row, RowError, Text
-from trefoil.training.data import Reader, answer_example, pair_of, text_examples
+from trefoil.training.data import Reader, answer_example, asked, pair_of, text_examples
 from trefoil.training.labelled import answer_reading, class_reading, comparison_of, tag_reading
 from trefoil.training.plain_text import sentence_pairs, text_readings, text_windows
 from trefoil_models.chat_template import ChatTemplateError
@@ -34,6 +34,9 @@ def _each(make: Callable[[Row, Reader, Any], E]) -> Callable[[Iterable[Line], Re
     return lambda lines, reader, given: told_by_line(lines, lambda row: make(row, reader, given))
 
 
+_asked = _each(lambda row, reader, given: asked(row, reader, room=given.max_completion_tokens))
+
+
 def _pretrain(lines: Iterable[Line], reader: Reader, given: given_kinds.Pretrain) -> Iterator[Any]:
     """Plain text as the objective takes it."""
     texts = told_by_line(lines, _text)
@@ -57,6 +60,8 @@ def _text(row: Row) -> str:
 READERS: Mapping[type[Hyperparameters], Read] = {
     given_kinds.Supervised: _each(lambda row, reader, given: answer_example(row, reader)),
     given_kinds.Dpo: _each(lambda row, reader, given: pair_of(row, reader)),
+    given_kinds.Ppo: _asked,
+    given_kinds.Grpo: _asked,
     given_kinds.Pretrain: _pretrain,
     given_kinds.Reward: _each(lambda row, reader, given: comparison_of(row, reader)),
     given_kinds.Classification: _each(class_reading),

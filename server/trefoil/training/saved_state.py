@@ -21,11 +21,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Steps done, the epoch, and how many of its passes are behind us."""
+    """Steps done, the epoch, how many of its steps are behind us; updates of the weights, and rows learned from."""
 
     step: int
     epoch: int
     taken: int
+    updates: int
+    num_rows: int
 
 
 class StateError(ValueError):
@@ -72,7 +74,7 @@ def load(folder: Path, named: dict[str, nn.Parameter], optimizer: torch.optim.Ad
             with torch.no_grad():
                 parameter.copy_(file.get_tensor(f"weight.{name}"))
             moments = {moment: file.get_tensor(f"{moment}.{name}").to(parameter.device) for moment in MOMENTS}
-            optimizer.state[parameter] = {"step": torch.tensor(float(position.step)), **moments}
+            optimizer.state[parameter] = {"step": torch.tensor(float(position.updates)), **moments}
         torch.set_rng_state(file.get_tensor("random.cpu"))
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(file.get_tensor("random.cuda"))

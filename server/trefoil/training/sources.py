@@ -42,7 +42,8 @@ class Sources:
         end_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
         if not end_ids and _ends_texts(given):
             raise CheckpointError("the base model has no token that ends a text: its config.json needs eos_token_id")
-        longest, start_id = _longest(folder, given), _start_id(folder)
+        limit, start_id = longest_of(folder), _start_id(folder)
+        longest = min(given.max_length or limit, limit)
         sources = cls(store, spec, folder, given, Reader(tokenizer, end_ids, longest, given.truncation, start_id))
         return replace(sources, given=with_labels(given, sources._lines(spec.training_file), folder))
 
@@ -87,9 +88,9 @@ def _start_id(folder: ModelFolder) -> int | None:
     return folder.config.integer(named)
 
 
-def _longest(folder: ModelFolder, given: Hyperparameters) -> int:
-    """What the model can read, or less where that was asked for."""
+def longest_of(folder: ModelFolder) -> int:
+    """How many tokens the model can read."""
     limit = next((folder.config.size(key) for key in LENGTH_KEYS if key in folder.config), 2**31)
     if folder.model_type in SHIFTED:
         limit -= folder.config.integer("pad_token_id", 1) + 1
-    return min(given.max_length or limit, limit)
+    return limit

@@ -4,25 +4,62 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trefoil import hyperparameters as given_kinds
-from trefoil.hyperparameters import Hyperparameters
+from trefoil.hyperparameters import Hyperparameters, Sampled
 from trefoil.training.data import Reader
 from trefoil.training.loop import Objective
 from trefoil.training.objectives.causal_lm import causal_lm
 from trefoil.training.objectives.classification import Classification
 from trefoil.training.objectives.dpo import Dpo
+from trefoil.training.objectives.grpo import Grpo
 from trefoil.training.objectives.masked_lm import MaskedLM
+from trefoil.training.objectives.ppo import Ppo, ValueHead
 from trefoil.training.objectives.question_answering import question_answering
 from trefoil.training.objectives.reward import reward
 from trefoil.training.objectives.sentence_pair import SentencePairs
 from trefoil.training.objectives.sft import Sft
 from trefoil.training.objectives.span_corruption import SpanCorruption
 from trefoil.training.objectives.token_classification import token_classification
+from trefoil.training.practice import Policy
+from trefoil_models.checkpoint import Model
 from trefoil_models.config_keys import CheckpointError
 
 
 def objective_of(given: Hyperparameters, reader: Reader) -> Objective[Any]:
     """The loss that these hyperparameters ask for. Raises CheckpointError where the tokenizer lacks what it needs."""
     return OBJECTIVES[type(given)](given, reader)
+
+
+def policy_of(given: Sampled, model: Model) -> Policy:
+    """The same for a model that learns from its own answers."""
+    return POLICIES[type(given)](given, model)
+
+
+def _ppo(given: Any, model: Model) -> Policy:
+    weight = model.lm_head.weight
+    return Ppo(
+        ValueHead(weight.shape[1], weight.device),
+        clip_range=given.clip_range,
+        kl_coef=given.kl_coef,
+        temperature=given.temperature,
+        value_coef=given.value_coef,
+        value_clip_range=given.value_clip_range,
+        gamma=given.gamma,
+        gae_lambda=given.gae_lambda,
+    )
+
+
+def _grpo(given: Any, _model: Model) -> Policy:
+    return Grpo(
+        num_answers=given.num_generations,
+        clip_range=given.clip_range,
+        kl_coef=given.kl_coef,
+        temperature=given.temperature,
+        loss_type=given.loss_type,
+        scale_rewards=given.scale_rewards,
+    )
+
+
+POLICIES: Mapping[type[Sampled], Callable[[Any, Model], Policy]] = {given_kinds.Ppo: _ppo, given_kinds.Grpo: _grpo}
 
 
 def _sft(given: Any, _reader: Reader) -> Objective[Any]:

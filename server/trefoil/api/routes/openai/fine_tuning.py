@@ -12,13 +12,13 @@ from starlette.concurrency import run_in_threadpool
 
 from trefoil.api.deps import Models, Stored, Tuned
 from trefoil.api.fine_tuned import FineTuned
-from trefoil.api.fleet import ServedModel
+from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, fails, says
 from trefoil.api.schemas import Text
 from trefoil.api.sse import DONE, EventStream, event, json_response
-from trefoil.errors import FileNotFound, InvalidRequest, NotImplementedHere, WrongTask
-from trefoil.hyperparameters import METHODS, read_hyperparameters
+from trefoil.errors import FileNotFound, InvalidRequest, ModelNotFound, NotImplementedHere, WrongTask
+from trefoil.hyperparameters import METHODS, Sampled, read_hyperparameters
 from trefoil.store.catalog import StoredModel
 from trefoil.store.files import Page
 from trefoil.store.jobs import Event, Job, Spec, State, Want
@@ -32,6 +32,8 @@ HEARTBEAT_S = 15.0
 KINDS = {
     "supervised": ("decoder", "encoder-decoder"),
     "dpo": ("decoder", "encoder-decoder"),
+    "ppo": ("decoder",),
+    "grpo": ("decoder",),
     "pretrain": ("decoder", "encoder", "encoder-decoder"),
     "reward": ("decoder",),
     "classification": ("decoder", "encoder"),
@@ -39,7 +41,7 @@ KINDS = {
     "question_answering": ("encoder",),
 }
 """Which kinds of models each method teaches."""
-OF_GENERATION = frozenset({"supervised", "dpo"})
+OF_GENERATION = frozenset({"supervised", "dpo", "ppo", "grpo"})
 OBJECTIVES_OF_KINDS = {
     "decoder": ("clm",),
     "encoder": ("mlm", "mlm+nsp", "mlm+sop"),
@@ -156,10 +158,12 @@ async def create(body: CreateJob, models: Models, store: Stored) -> dict[str, An
     method, given = read_method(body)
     base = models.find(body.model)
     given = fitted(method, given, base)
+    judge = judge_of(body, method, given, models)
     spec = Spec(
         model=base.name,
         base=str(base.folder),
         adapter=None if base.adapter is None else str(base.adapter),
+        judge=None if judge is None else str(judge.folder),
         method=method,
         training_file=body.training_file,
         validation_file=body.validation_file,
@@ -295,6 +299,33 @@ def fitted(method: str, given: dict[str, Any], base: ServedModel) -> dict[str, A
     if kind == "encoder" and given.get("lora") is not None:
         raise InvalidRequest("lora must be null for an encoder, which serves no adapters", param="lora")
     return {**given, "objective": objective, **({"lora": None} if kind == "encoder" else {})}
+
+
+def judge_of(body: CreateJob, method: str, given: dict[str, Any], models: Fleet) -> ServedModel | None:
+    """The reward model of a method that needs one. Raises InvalidRequest, ModelNotFound, WrongTask."""
+    if not issubclass(METHODS[method], Sampled):
+        return None
+    name, label = given.get("reward_model"), given.get("reward_label")
+    where = _written(body, method, "reward_model")
+    if name is None:
+        raise InvalidRequest(f"the method {method} needs {where}: a served model that scores answers", param=where)
+    if name not in models.models:
+        raise ModelNotFound(f"the model {name[:80]!r} is not served here; see GET /v1/models", param=where)
+    judge = models.find(name)
+    if "text-classification" not in judge.tasks:
+        raise WrongTask(f"{name} scores no texts; a reward model or a classifier does", param=where)
+    if label not in judge.labels and (label is not None or len(judge.labels) > 1):
+        known = ", ".join(judge.labels[:20])
+        where = _written(body, method, "reward_label")
+        raise InvalidRequest(f"{where} must be a label of {name}: one of {known}", param=where)
+    return judge
+
+
+def _written(body: CreateJob, method: str, name: str) -> str:
+    """A hyperparameter's name as the client wrote it, or would have."""
+    return (
+        f"hyperparameters.{name}" if name in (body.hyperparameters or {}) else f"method.{method}.hyperparameters.{name}"
+    )
 
 
 def _nested(given: Method, method: str) -> dict[str, Any]:
