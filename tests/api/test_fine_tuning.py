@@ -107,6 +107,14 @@ def nested(method: str, **given: Any) -> dict[str, Any]:
         (nested("dpo", beta=-1), "method.dpo.hyperparameters.beta"),
         (nested("dpo", loss_type="magic"), "method.dpo.hyperparameters.loss_type"),
         (nested("dpo", batch_size=1.5), "method.dpo.hyperparameters.batch_size"),
+        (nested("ppo"), "method.ppo.hyperparameters.reward_model"),
+        (nested("grpo", num_generations=1), "method.grpo.hyperparameters.num_generations"),
+        (nested("grpo", value_coef=1), "method.grpo.hyperparameters.value_coef"),
+        (nested("grpo", reward_model="a"), "method.grpo.hyperparameters.reward_model"),
+        ({"method": {"type": "ppo"}, "hyperparameters": {"reward_model": "a"}}, "hyperparameters.reward_model"),
+        (nested("ppo", reward_model=7), "method.ppo.hyperparameters.reward_model"),
+        (nested("ppo", reward_model="a", lora={"dropout": 0.1}), "method.ppo.hyperparameters.lora.dropout"),
+        (nested("ppo", reward_model="a", clip_range=1), "method.ppo.hyperparameters.clip_range"),
         ({**nested("dpo", beta=0.1), "hyperparameters": {"beta": 0.2}}, "hyperparameters.beta"),
     ],
     ids=lambda value: ascii(value)[:60],
@@ -122,6 +130,7 @@ def test_a_wrong_field_is_named(http: httpx.Client, file_id: str, fields: dict[s
         ({"model": "none"}, "model", "model_not_found"),
         ({"training_file": "file-none"}, "training_file", "file_not_found"),
         ({"validation_file": "file-none"}, "validation_file", "file_not_found"),
+        (nested("ppo", reward_model="none"), "method.ppo.hyperparameters.reward_model", "model_not_found"),
     ],
 )
 def test_what_is_not_there_is_a_404(

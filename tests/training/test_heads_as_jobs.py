@@ -36,7 +36,9 @@ class Bench:
         self.store = Store.open(f"sqlite:///{folder}/trefoil.db", folder)
         self.spec = WorkerSpec(database=f"sqlite:///{folder}/trefoil.db", data_dir=str(folder))
 
-    def run(self, base: Path, method: str, rows: list[dict[str, Any]], **given: Any) -> Job:
+    def run(
+        self, base: Path, method: str, rows: list[dict[str, Any]], *, judge: Path | None = None, **given: Any
+    ) -> Job:
         """Look through, train, and the job as it stands then."""
         path = self.folder / "rows"
         path.write_text("\n".join(json.dumps(row) for row in rows))
@@ -45,6 +47,7 @@ class Bench:
         spec = Spec(
             model="tiny",
             base=str(base),
+            judge=None if judge is None else str(judge),
             method=method,
             training_file=file_id,
             validation_file=file_id,

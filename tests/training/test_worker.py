@@ -34,6 +34,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.checkpoint(tmp_path_factory.mktemp("base"), "llama", std=0.1)
 
 
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model."""
+    folder = tmp_path_factory.mktemp("judge")
+    return tiny.checkpoint(folder, "llama", std=0.1, head="ForSequenceClassification", num_labels=1)
+
+
 class Shop:
     """A store and the workers on it."""
 
@@ -65,8 +72,9 @@ class Shop:
             return self.store.files.add(source, filename="train.jsonl", purpose="fine-tune").id
 
     def submit(self, rows: list[dict[str, Any]] | None = None, method: str = "supervised", **given: Any) -> Job:
-        validation = given.pop("validation", None)
+        validation, judge = given.pop("validation", None), given.pop("judge", None)
         spec = Spec(
+            judge=None if judge is None else str(judge),
             model="tiny",
             base=str(self.base),
             method=method,
@@ -201,6 +209,25 @@ def test_trainer_that_dies_goes_on_from_its_checkpoint(shop: Shop) -> None:
     assert shop.wait(broken).state == State.SUCCEEDED
     assert "killed by signal 9" in " ".join(event.message for event in shop.store.jobs.events(broken.id))
     assert shop.weights(broken) == shop.weights(whole)
+
+
+@pytest.mark.parametrize(("method", "lora"), [("ppo", {"r": 4}), ("grpo", None)])
+def test_policy_whose_trainer_dies_ends_as_if_it_had_not(
+    shop: Shop, judge: Path, method: str, lora: dict[str, int] | None
+) -> None:
+    prompts = [{"prompt": f"one {n}"} for n in range(6)]
+    given = {"judge": judge, "lora": lora, "n_epochs": 8, "max_completion_tokens": 6, "num_updates": 2}
+    whole, broken = (shop.submit(prompts, method, **given) for _ in range(2))
+    shop.reach(broken, 5)
+    (trainer,) = [pid for pid in children(shop.workers[0].pid) if title(pid) == f"trefoil trainer {broken.id}"]
+    os.kill(trainer, signal.SIGKILL)
+    assert shop.wait(broken).state == shop.wait(whole).state == State.SUCCEEDED
+    assert "killed by signal 9" in " ".join(event.message for event in shop.store.jobs.events(broken.id))
+    assert shop.weights(broken) == shop.weights(whole)
+    assert shop.steps(broken) == list(range(1, 25))
+    first, *_ = [event.data for event in shop.store.jobs.events(whole.id) if event.type == "metrics"]
+    assert {"reward", "kl", "entropy", "policy_loss", "clip_fraction"} <= first.keys()
+    assert ("value_loss" in first) == (method == "ppo")
 
 
 @pytest.mark.timeout(900)
