@@ -9,9 +9,9 @@ export function useModel(models, ...tasks) {
   return { able, name, choose };
 }
 
-export function ModelChoice({ t, model }) {
+export function ModelChoice({ t, model, title = t("Model") }) {
   if (!model.able.length) return html`<p class="note">${t("No served model can do this. Start the server with one that can.")}</p>`;
-  return html`<label class="field"><span>${t("Model")}</span>
+  return html`<label class="field"><span>${title}</span>
     <select value=${model.name} onChange=${(event) => model.choose(event.target.value)}>
       ${model.able.map((one) => html`<option value=${one.id}>${one.id}</option>`)}
     </select></label>`;

@@ -4,8 +4,9 @@ import { events, get, post, upload } from "/static/api.js";
 import { Chart, ModelChoice, Problem, useEvery, useModel, useWork } from "/static/parts.js";
 
 const METHODS = ["supervised", "dpo", "reward", "ppo", "grpo", "pretrain", "classification", "token_classification", "question_answering"];
+const SAMPLED = ["ppo", "grpo"];
 const ENDED = ["succeeded", "failed", "cancelled"];
-const REWARDS = ["reward", "rewards/margins", "rewards/accuracies"];
+const REWARDS = ["reward", "kl", "rewards/margins", "rewards/accuracies"];
 
 export function Training({ t, models, refresh, ask }) {
   const [jobs, setJobs] = useState([]);
@@ -27,6 +28,7 @@ export function Training({ t, models, refresh, ask }) {
 
 function NewJob({ t, models, started }) {
   const model = useModel(models, ...new Set(models.flatMap((one) => one.tasks)));
+  const judge = useModel(models, "reward");
   const [fields, set] = useState({ method: "supervised", epochs: 3, rate: 0.0005, rank: 8, suffix: "mine" });
   const file = useRef(null);
   const change = (name) => (event) => set({ ...fields, [name]: event.target.value });
@@ -35,6 +37,7 @@ function NewJob({ t, models, started }) {
     if (!data) throw new Error(t("Choose a file first"));
     const rank = Number(fields.rank);
     const hyperparameters = { n_epochs: Number(fields.epochs), learning_rate: Number(fields.rate), lora: rank ? { r: rank, alpha: 2 * rank } : null };
+    if (SAMPLED.includes(fields.method)) hyperparameters.reward_model = judge.name;
     const method = { type: fields.method, [fields.method]: { hyperparameters } };
     const made = await post("/v1/fine_tuning/jobs", { model: model.name, training_file: (await upload(data)).id, method, suffix: fields.suffix || undefined });
     started(made);
@@ -43,6 +46,7 @@ function NewJob({ t, models, started }) {
     <div class="row"><${ModelChoice} t=${t} model=${model}/>
       <label class="field wide"><span>${t("Data (JSON lines)")}</span><input type="file" accept=".jsonl,.json,.txt" ref=${file}/></label></div>
     <div class="row"><label class="field"><span>${t("Method")}</span><select value=${fields.method} onChange=${change("method")}>${METHODS.map((name) => html`<option value=${name}>${name}</option>`)}</select></label>
+      ${SAMPLED.includes(fields.method) && html`<${ModelChoice} t=${t} model=${judge} title=${t("Reward model")}/>`}
       <label class="field small"><span>${t("Epochs")}</span><input type="number" min="1" max="100" value=${fields.epochs} onInput=${change("epochs")}/></label>
       <label class="field small"><span>${t("Learning rate")}</span><input type="number" step="any" min="0" value=${fields.rate} onInput=${change("rate")}/></label>
       <label class="field"><span>${t("LoRA rank (0 trains all weights)")}</span><input type="number" min="0" max="256" value=${fields.rank} onInput=${change("rank")}/></label>

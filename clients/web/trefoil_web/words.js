@@ -11,7 +11,7 @@ const CHINESE = {
   "Your own labels, separated by commas": "自定义标签，用逗号分隔", "No entity was found": "没有找到实体",
   "Base model": "基础模型", "Data (JSON lines)": "数据（每行一个 JSON）", "Method": "方法", "Epochs": "轮数", "Learning rate": "学习率",
   "LoRA rank (0 trains all weights)": "LoRA 秩（0 为全量训练）", "Name of the result": "结果名称", "Start training": "开始训练", "Jobs": "任务",
-  "Cancel": "取消", "Ask the result": "试用结果", "Loss": "损失", "Reward": "奖励", "Step": "步", "No job yet": "还没有任务", "Messages": "消息",
+  "Cancel": "取消", "Ask the result": "试用结果", "Loss": "损失", "Reward": "奖励", "Reward model": "奖励模型", "Step": "步", "No job yet": "还没有任务", "Messages": "消息",
   "Choose a file first": "请先选择文件", "This server does not train.": "此服务器不提供训练。", "Running": "运行中", "Waiting": "等待中",
   "Pages used": "已用页", "Prefix cache hits": "前缀缓存命中", "Tokens per second": "每秒词元", "Answers": "已答", "of": "/", "Answered by": "回答模型",
   "API reference": "接口文档", "Language": "English", "validating_files": "检查数据", "queued": "排队", "running": "运行中", "paused": "已暂停", "succeeded": "成功", "failed": "失败", "cancelled": "已取消",
