@@ -13,7 +13,7 @@ from e2e.serving import Server, eventually, serving
 WORKS = {"TREFOIL_NO_WORKER": "0", "OMP_NUM_THREADS": "1"}
 PROMPTS = ("the cat", "one two", "hello", "what is it?")
 GOOD, BAD = ("aa", "aab", "aba", "a a"), ("xyz", "q", "zz top", "1 2 3")
-NUM_ASKED = 32
+NUM_ASKED = 64
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def judge(server: Server) -> str:
 
 def mean_score(server: Server, model: str, judge: str) -> float:
     """What the reward model thinks of answers that a served model gives."""
-    asked = {"max_tokens": 4, "temperature": 1, "seed": 5, "n": NUM_ASKED}
-    told = [post(server, "/v1/completions", model=model, prompt=prompt, **asked) for prompt in PROMPTS]
+    asked = {"model": model, "max_tokens": 4, "temperature": 1, "n": NUM_ASKED}
+    told = [post(server, "/v1/completions", prompt=prompt, seed=n, **asked) for n, prompt in enumerate(PROMPTS)]
     pairs = [
         {"prompt": prompt, "response": choice["text"].replace("\0", "")}  # which requests may not hold
         for prompt, answer in zip(PROMPTS, told, strict=True)
@@ -77,20 +77,20 @@ def mean_score(server: Server, model: str, judge: str) -> float:
     return sum(one["score"] for one in scores) / len(scores)
 
 
-@pytest.mark.parametrize(
-    ("method", "given"),
-    [
-        ("grpo", {"num_generations": 16, "batch_size": 4, "n_epochs": 30, "lora": {"r": 8}, "learning_rate": 3e-2}),
-        ("ppo", {"batch_size": 32, "n_epochs": 30, "lora": None, "learning_rate": 1e-2}),
-    ],
-)
-def test_a_policy_earns_more_and_is_served(server: Server, judge: str, method: str, given: dict[str, Any]) -> None:
+GRPO = {"num_generations": 32, "batch_size": 4, "lora": {"r": 32, "alpha": 32}, "learning_rate": 2e-2, "kl_coef": 0.01}
+PPO = {"batch_size": 32, "lora": None, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize(("method", "given", "least"), [("grpo", GRPO, 0.1), ("ppo", PPO, 1.0)], ids=["grpo", "ppo"])
+def test_a_policy_earns_more_and_is_served(
+    server: Server, judge: str, method: str, given: dict[str, Any], least: float
+) -> None:
     rows = [{"prompt": prompt} for prompt in PROMPTS] * (given["batch_size"] // 4)
-    job = trained(server, method, rows, reward_model=judge, max_completion_tokens=4, save_steps=30, **given)
+    quick = {"n_epochs": 30, "max_completion_tokens": 4, "save_steps": 30}
+    job = trained(server, method, rows, reward_model=judge, **quick, **given)
     assert job["status"] == "succeeded", job["error"]
     earned = rewards(server, job)
-    print(earned)
-    assert sum(earned[-5:]) > sum(earned[:5])
+    assert len(earned) == 30
+    assert sum(earned[-5:]) / 5 > sum(earned[:5]) / 5 + least
     before, after = (mean_score(server, model, judge) for model in ("tiny", job["fine_tuned_model"]))
-    print(before, after)
-    assert after > before
+    assert after > before + least

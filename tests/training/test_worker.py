@@ -137,7 +137,7 @@ def test_job_tells_its_numbers_and_ends_with_a_model(shop: Shop) -> None:
     assert job.state == State.SUCCEEDED, job.error
     resolved = job.spec.resolved
     assert (resolved["n_epochs"], resolved["batch_size"], resolved["learning_rate_multiplier"]) == (3, 1, 1.0)
-    assert shop.steps(job) == list(range(1, 121))
+    assert shop.steps(job) == list(range(1, 49))
     first, *_, last = [event.data for event in shop.store.jobs.events(job.id) if event.type == "metrics"]
     assert last["train_loss"] < 0.7 * first["train_loss"]
     assert {"learning_rate", "grad_norm", "tokens_per_second", "train_mean_token_accuracy"} <= first.keys()
@@ -216,7 +216,7 @@ def test_policy_whose_trainer_dies_ends_as_if_it_had_not(
     shop: Shop, judge: Path, method: str, lora: dict[str, int] | None
 ) -> None:
     prompts = [{"prompt": f"one {n}"} for n in range(6)]
-    given = {"judge": judge, "lora": lora, "n_epochs": 40, "max_completion_tokens": 6, "num_updates": 2}
+    given = {"judge": judge, "lora": lora, "n_epochs": 16, "max_completion_tokens": 6, "num_updates": 2}
     whole, broken = (shop.submit(prompts, method, **given) for _ in range(2))
     shop.reach(broken, 1)
     (trainer,) = [pid for pid in children(shop.workers[0].pid) if title(pid) == f"trefoil trainer {broken.id}"]
@@ -224,7 +224,7 @@ def test_policy_whose_trainer_dies_ends_as_if_it_had_not(
     assert shop.wait(broken).state == shop.wait(whole).state == State.SUCCEEDED
     assert "killed by signal 9" in " ".join(event.message for event in shop.store.jobs.events(broken.id))
     assert shop.weights(broken) == shop.weights(whole)
-    assert shop.steps(broken) == list(range(1, 121))
+    assert shop.steps(broken) == list(range(1, 49))
     first, *_ = [event.data for event in shop.store.jobs.events(whole.id) if event.type == "metrics"]
     assert {"reward", "kl", "entropy", "policy_loss", "clip_fraction"} <= first.keys()
     assert ("value_loss" in first) == (method == "ppo")
