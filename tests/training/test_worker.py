@@ -137,7 +137,7 @@ def test_job_tells_its_numbers_and_ends_with_a_model(shop: Shop) -> None:
     assert job.state == State.SUCCEEDED, job.error
     resolved = job.spec.resolved
     assert (resolved["n_epochs"], resolved["batch_size"], resolved["learning_rate_multiplier"]) == (3, 1, 1.0)
-    assert shop.steps(job) == list(range(1, 49))
+    assert shop.steps(job) == list(range(1, 121))
     first, *_, last = [event.data for event in shop.store.jobs.events(job.id) if event.type == "metrics"]
     assert last["train_loss"] < 0.7 * first["train_loss"]
     assert {"learning_rate", "grad_norm", "tokens_per_second", "train_mean_token_accuracy"} <= first.keys()
