@@ -78,7 +78,9 @@ class Tokenizer:
         assert pair is None or self.takes_pairs
         marked, marks = self._prefix.put(text) if self._prefix else (text, [])
         found = self._backend.encode(marked, pair, add_special_tokens=add_special_tokens)
-        offsets = [(unmarked(start, marks), unmarked(end, marks)) for start, end in found.offsets]
+        offsets = found.offsets
+        if marks:
+            offsets = [(unmarked(start, marks), unmarked(end, marks)) for start, end in offsets]
         return Encoding(found.ids, found.tokens, offsets, found.type_ids, found.sequence_ids, found.word_ids)
 
     def encode_within(self, text: str, limit: int, *, pair: str | None = None, cut: Cut = "longest") -> Encoding:

@@ -1,4 +1,4 @@
-"""What handlers ask for in their signatures."""
+"""What handlers ask for in their signatures; coroutines, as FastAPI runs plain functions in a thread, a hop each."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -20,22 +20,22 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-def _fleet(request: Request) -> Fleet:
+async def _fleet(request: Request) -> Fleet:
     fleet: Fleet = request.app.state.fleet
     return fleet
 
 
-def _store(request: Request) -> Store:
+async def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
 
 
-def _tuned(request: Request) -> FineTuned:
+async def _tuned(request: Request) -> FineTuned:
     tuned: FineTuned = request.app.state.tuned
     return tuned
 
 
-def _request_id(request: Request) -> str:
+async def _request_id(request: Request) -> str:
     request_id: str = request.state.request_id
     return request_id
 
