@@ -78,9 +78,9 @@ def windows(encoding: Encoding, limit: int, *, text: int, stride: int) -> Iterat
     room = limit - (len(encoding) - len(rows))
     if room <= stride:
         raise TooLittleRoomError(f"windows of {limit} tokens leave {room} for the text, not more than stride {stride}")
+    always = [row for row, of in enumerate(encoding.texts) if of != text]
     for start in range(0, len(rows), room - stride):
-        own = set(rows[start : start + room])
-        yield encoding.only([row for row, of in enumerate(encoding.texts) if of != text or row in own])
+        yield encoding.only(sorted(always + rows[start : start + room]))
         if start + room >= len(rows):
             return
 

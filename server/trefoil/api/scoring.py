@@ -21,6 +21,8 @@ Input = str | tuple[str, str | None]
 """A text, or a pair of texts whose second may be absent."""
 
 MAX_TEXTS = 256
+MOST_WINDOWED_CHARS = 250_000
+"""What the texts of a request that are read in windows may have together: some 256 windows of 384 tokens."""
 Several = Annotated[list[T], Field(min_length=1, max_length=MAX_TEXTS)]
 
 _numbers = itertools.count()
@@ -43,6 +45,14 @@ async def encode_all(
         return await fleet.off_loop(size, lambda: [encode(text, most, pair=other, cut=cut) for text, other in pairs])
     except TooLittleRoomError as error:
         raise InvalidRequest(f"the texts do not fit the model's {most} tokens: {error}", param="inputs") from error
+
+
+def check_windowed(texts: Sequence[str], *, param: str) -> None:
+    """Refuse texts that are too long to be read in windows, before a token of them is read. Raises InvalidRequest."""
+    size = sum(map(len, texts))
+    if size > MOST_WINDOWED_CHARS:
+        most = f"at most {MOST_WINDOWED_CHARS} are read in windows"
+        raise InvalidRequest(f"{size} characters are too many for one request; {most}", param=param)
 
 
 def text_limit(model: ServedModel) -> int:

@@ -7,7 +7,11 @@ EMOJI = "Zoë 👩‍👩‍👧 去 naïve 😀!"
 
 
 TAGGING, ZERO_SHOT, QUESTIONS = "token-classification", "zero-shot-classification", "question-answering"
+LONG = "word " * 200_000
 WRONG = [
+    (QUESTIONS, {"inputs": {"question": "x", "context": LONG}}, "inputs.context"),
+    (QUESTIONS, {"inputs": [{"question": "x", "context": "y"}, {"question": "x", "context": LONG}]}, "inputs"),
+    (TAGGING, {"inputs": LONG, "parameters": {"aggregation_strategy": "simple", "stride": 2}}, "inputs"),
     ("fill-mask", {"inputs": "no mask here"}, "inputs"),
     ("fill-mask", {"inputs": ""}, "inputs"),
     ("fill-mask", {"inputs": "word " * 200 + "[MASK]"}, "inputs"),
@@ -42,7 +46,7 @@ WRONG_PARAMETERS = [
             for task, text, given, name in WRONG_PARAMETERS
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_it_is_said_what_is_wrong(http: httpx.Client, task: str, body: dict, param: str) -> None:
     answer = http.post(f"/v1/tasks/{task}", json=body)

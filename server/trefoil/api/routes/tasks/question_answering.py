@@ -13,7 +13,7 @@ from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import StopText as SomeText
-from trefoil.api.scoring import Several, answered, score, text_limit
+from trefoil.api.scoring import Several, answered, check_windowed, score, text_limit
 from trefoil.api.sse import json_response
 from trefoil.errors import InvalidRequest
 from trefoil_models.cutting import Encoding, TooLittleRoomError, windows
@@ -77,6 +77,8 @@ async def answer(
     """The best answer, or with `top_k` the best ones, for a question or each of a list."""
     served = models.find(body.model, model, task="question-answering")
     questions = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    param = "inputs" if isinstance(body.inputs, list) else "inputs.context"
+    check_windowed([question.context for question in questions], param=param)
     parts = [await _windows(models, served, question, body.parameters) for question in questions]
     said = iter(await answered(request, score(served, [window for part in parts for window in part], head="span")))
     reader = body.parameters.reader(served.tokenizer.cls_id)

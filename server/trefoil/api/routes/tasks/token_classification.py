@@ -12,7 +12,7 @@ from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import Text
-from trefoil.api.scoring import Several, answered, encode_all, score, softmax, text_limit
+from trefoil.api.scoring import Several, answered, check_windowed, encode_all, score, softmax, text_limit
 from trefoil.api.sse import json_response
 from trefoil.errors import InvalidRequest
 from trefoil_models.cutting import Encoding, TooLittleRoomError, windows
@@ -59,6 +59,8 @@ async def tag(body: TokenClassificationRequest, request: Request, models: Models
     strategy = parameters.aggregation_strategy or "none"
     tagger = Tagger(served.tokenizer, served.labels, strategy, frozenset(ignored))
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    if parameters.stride is not None:
+        check_windowed(texts, param="inputs")
     parts = [await _windows(models, served, text, parameters.stride) for text in texts]
     flat = [window for part in parts for window in part]
     said = iter(await answered(request, score(served, flat, head="tag")))
@@ -73,8 +75,11 @@ async def _windows(fleet: Fleet, model: ServedModel, text: str, stride: int | No
     limit = text_limit(model)
     if stride is None:
         return await encode_all(fleet, model, [text], limit=limit)
+
+    def cut() -> list[Encoding]:
+        return list(windows(model.tokenizer.encode(text), limit, text=0, stride=stride))
+
     try:
-        whole = await fleet.off_loop(len(text), lambda: model.tokenizer.encode(text))
-        return list(windows(whole, limit, text=0, stride=stride))
+        return await fleet.off_loop(len(text), cut)
     except TooLittleRoomError as error:
         raise InvalidRequest(str(error), param="parameters.stride") from error
