@@ -72,6 +72,7 @@ class Settings:
     data_dir: Path = field(default_factory=default_data_dir)
     database_url: str | None = None
     has_worker: bool = True
+    loads_sources: bool = False
     log_json: bool = False
 
     @property

@@ -148,3 +148,7 @@ def test_an_unknown_job_is_a_404(http: httpx.Client, path: str) -> None:
 def test_only_models_trained_here_can_be_deleted(http: httpx.Client) -> None:
     assert refused(http.delete("/v1/models/a"))["param"] == "model"
     assert refused(http.delete("/v1/models/ft:none"), 404)["code"] == "model_not_found"
+
+
+def test_no_source_is_loaded_where_that_was_not_allowed(http: httpx.Client) -> None:
+    assert refused(http.post("/v1/models/load", json={"model": "c", "source": "/etc"}))["param"] == "source"

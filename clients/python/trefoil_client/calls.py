@@ -292,13 +292,13 @@ def model(model_id: str) -> Call[t.Model]:
     return Call("GET", f"/v1/models/{path_part(model_id)}", whole(t.Model), is_safe=True)
 
 
-def load_model(source: str, *, name: str | None = None) -> Call[t.Model]:
-    """Serve another folder or Hub id, as `name`."""
-    return post_call("/v1/models/load", t.Model, given(source=source, name=name))
+def load_model(name: str, *, source: str | None = None) -> Call[t.Model]:
+    """Serve what was unloaded again; with `source`, another folder of the server's machine or Hub id by this name."""
+    return post_call("/v1/models/load", t.Model, given(model=name, source=source))
 
 
 def unload_model(name: str) -> Call[t.Answer]:
-    """Serve a model no longer."""
+    """Stop a model and free its memory, until it is loaded again."""
     return post_call("/v1/models/unload", t.Answer, {"model": name})
 
 

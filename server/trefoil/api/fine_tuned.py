@@ -31,6 +31,7 @@ class FineTuned:
             found = {model.name: model for model in await asyncio.to_thread(self._store.catalog.all)}
             for name in [name for name, model in self._served.items() if not _is_same(found.get(name), model)]:
                 del self._served[name]
+                self._fleet.away.pop(name, None)
                 if name in self._fleet.models:
                     await self._fleet.remove(name)
             for name in found.keys() - self._served.keys() - self._skipped:
@@ -57,7 +58,7 @@ class FineTuned:
     async def _serve(self, model: StoredModel) -> None:
         folder, created = Path(model.folder), int(model.created_at)
         if model.kind == ADAPTER:
-            base = self._fleet.models.get(model.parent) or self._fleet.models.get(_root(model.name))
+            base = self._fleet.known(model.parent) or self._fleet.known(_root(model.name))
             if base is None:
                 self._skip(model, "its base model is not served here")
                 return

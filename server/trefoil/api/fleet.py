@@ -5,7 +5,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import zmq.asyncio
 from trefoil import wire
 from trefoil.api.engine_client import EngineClient
 from trefoil.api.engine_processes import EngineNotStarted, EngineProcesses
-from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongTask
+from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongState, WrongTask
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
 from trefoil_models.config_keys import CheckpointError, Keys
@@ -117,6 +117,8 @@ class Fleet:
     def __init__(self, settings: Settings, models: list[ServedModel], metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.models = {model.name: model for model in models}
+        self.away: dict[str, ServedModel] = {}
+        """Unloaded, until they are loaded again or forgotten."""
         self._threads = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="text")
         self._context = zmq.asyncio.Context()
         self._sockets = tempfile.TemporaryDirectory(prefix="trefoil-", dir=socket_folder())
@@ -155,18 +157,30 @@ class Fleet:
             model.engine.lose(why)
 
     def add_adapter(self, name: str, folder: Path, *, base: ServedModel, parent: str, created: int) -> None:
-        """Serve an adapter on its base's running engine, from the next request on."""
-        base.engine.load_adapter(name, str(folder))
-        self.models[name] = replace(base, name=name, parent=parent, adapter=folder, created=created)
+        """Serve an adapter on its base's engine, from the next request on, or once that is loaded again."""
+        adapter = self.away[name] = replace(base, name=name, parent=parent, adapter=folder, created=created)
+        if self._has_engine(adapter):
+            self._put_back(adapter)
 
     async def add_whole(self, name: str, folder: Path, *, parent: str, created: int) -> None:
         """Serve a whole model by an engine of its own, started now. Raises StartRefused."""
         model = await asyncio.to_thread(read_model, ModelSource(name, str(folder)), self.settings, self.metrics)
-        self.models[name] = replace(model, parent=parent, created=created)
+        await self._add(replace(model, parent=parent, created=created))
+
+    async def add_source(self, source: ModelSource) -> ServedModel:
+        """Serve another folder or Hub id. Raises WrongState where the name is taken, StartRefused."""
+        model = await asyncio.to_thread(read_model, source, self.settings, self.metrics)
+        if self.known(source.name) is not None:
+            raise WrongState(f"there is a model {source.name} already", param="model")
+        await self._add(model)
+        return model
+
+    async def _add(self, model: ServedModel) -> None:
+        self.models[model.name] = model
         try:
-            await self._start_engine(self.models[name], until=wire.Ready)
+            await self._start_engine(model, until=wire.Ready)
         except StartRefused:
-            await self.remove(name)
+            await self.remove(model.name)
             raise
 
     async def remove(self, name: str) -> None:
@@ -179,6 +193,58 @@ class Fleet:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
 
+    async def unload(self, name: str) -> None:
+        """Take a model away with its engine and the adapters on it, or an adapter alone. Raises ModelNotFound."""
+        model = self.find(name)
+        for one in [model] if model.adapter is not None else _on_one_engine(model, self.models):
+            self.away[one.name] = one
+            await self.remove(one.name)
+
+    async def load(self, name: str) -> ServedModel:
+        """Serve what was unloaded again, with all that left with it; what is here stays as it is.
+
+        Raises ModelNotFound, StartRefused; WrongState where an adapter's base is away, or the model is unloaded again
+        meanwhile.
+        """
+        if name in self.models:
+            return self.models[name]
+        if name not in self.away:
+            raise ModelNotFound(f"the model {name[:80]!r} was never served here", param="model")
+        model = self.away[name]
+        if model.adapter is not None:
+            self._put_back(model)
+            return model
+        together = _on_one_engine(model, self.away)
+        self.models[name] = self.away.pop(name)
+        starting = self._start_engine(model, until=wire.Ready)
+        try:
+            await asyncio.shield(starting)
+        except StartRefused:
+            await self.unload(name)
+            raise
+        except asyncio.CancelledError:
+            if starting.cancelled():
+                raise WrongState(f"the model {name} was unloaded while it was loaded", param="model") from None
+            raise
+        for adapter in together[:-1]:
+            if adapter.name in self.away:
+                self._put_back(adapter)
+        return model
+
+    def _put_back(self, adapter: ServedModel) -> None:
+        """Raises WrongState where its base is away."""
+        if not self._has_engine(adapter):
+            raise WrongState(f"the base of {adapter.name} is not loaded", param="model")
+        adapter.engine.load_adapter(adapter.name, str(adapter.adapter))
+        self.models[adapter.name] = self.away.pop(adapter.name)
+
+    def _has_engine(self, adapter: ServedModel) -> bool:
+        return any(model.engine is adapter.engine for model in self.models.values())
+
+    def known(self, name: str) -> ServedModel | None:
+        """A model that is served, or was and is away."""
+        return self.models.get(name) or self.away.get(name)
+
     def find(self, *names: str | None, task: str | None = None) -> ServedModel:
         """The model of the first name given, or the only one there is for the task.
 
@@ -188,6 +254,8 @@ class Fleet:
         name = next((name for name in names if name is not None), None)
         if name is None:
             return self._only(task)
+        if name in self.away:
+            raise ModelNotFound(f"the model {name} is unloaded; POST /v1/models/load brings it back", param="model")
         if name not in self.models:
             raise ModelNotFound(f"the model {name[:80]!r} is not served here; see GET /v1/models", param="model")
         model = self.models[name]
@@ -247,7 +315,8 @@ class Fleet:
         """Keep an engine for the model from now on; the future ends when it has come so far, or was refused."""
         start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         keeping = self._keep(model, Milestone(start, until))
-        self._keepers[model.name] = asyncio.create_task(keeping, name=f"keep-{model.name}")
+        keeper = self._keepers[model.name] = asyncio.create_task(keeping, name=f"keep-{model.name}")
+        keeper.add_done_callback(lambda _: start.cancel())
         return start
 
     async def _keep(self, model: ServedModel, start: Milestone) -> None:
@@ -273,7 +342,7 @@ class Fleet:
         adapters = {
             source.name: source.source
             for source in self.settings.loras
-            if self.models[source.name].parent == model.name
+            if source.name in self.models and self.models[source.name].parent == model.name
         }
         tag = f"{next(self._num_engines)}-{number}"
         spec = engine_spec(model, self.settings, folder=folder, tag=tag, share=share, adapters=adapters)
@@ -309,6 +378,11 @@ class Fleet:
             for socket in (inbox, outbox):
                 socket.close(linger=0)
         return refusals[0] if refusals else f"the engine process ended with status {status}"
+
+
+def _on_one_engine(model: ServedModel, models: Mapping[str, ServedModel]) -> list[ServedModel]:
+    """The model and the adapters on its engine, itself last."""
+    return [one for one in models.values() if one.engine is model.engine and one is not model] + [model]
 
 
 def socket_folder() -> str:

@@ -136,6 +136,14 @@ def serve(
     ] = 30,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
+    allow_loading: Annotated[
+        bool,
+        typer.Option(
+            "--allow-loading",
+            envvar=env("--allow-loading"),
+            help="Let clients load any folder of this machine or Hub id by POST /v1/models/load.",
+        ),
+    ] = False,
     no_worker: Annotated[
         bool, typer.Option("--no-worker", envvar=env("--no-worker"), help="Train nothing here; see `trefoil worker`.")
     ] = False,
@@ -184,6 +192,7 @@ def serve(
         data_dir=data_folder(data_dir),
         database_url=database_url,
         has_worker=not no_worker,
+        loads_sources=allow_loading,
         log_json=log_json,
     )
     import uvloop

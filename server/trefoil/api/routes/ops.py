@@ -40,7 +40,8 @@ async def health() -> dict[str, str]:
 @router.get("/ready", responses={**says(Readiness), 503: {"model": Readiness}})
 async def ready(models: Models) -> Response:
     """200 when every model given at the start can answer, else 503 with what is loading."""
-    loading = [name for name, model in models.models.items() if model.parent is None and model.engine.ready is None]
+    first = [source.name for source in models.settings.models if source.name in models.models]
+    loading = [name for name in first if models.models[name].engine.ready is None]
     body: dict[str, Any] = {"status": "loading" if loading else "ready", "loading": loading}
     return json_response(body, 503 if loading else 200, {"retry-after": "2"} if loading else None)
 

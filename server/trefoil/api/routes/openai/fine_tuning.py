@@ -309,9 +309,10 @@ def judge_of(body: CreateJob, method: str, given: dict[str, Any], models: Fleet)
     where = _written(body, method, "reward_model")
     if name is None:
         raise InvalidRequest(f"the method {method} needs {where}: a served model that scores answers", param=where)
-    if name not in models.models:
-        raise ModelNotFound(f"the model {name[:80]!r} is not served here; see GET /v1/models", param=where)
-    judge = models.find(name)
+    try:
+        judge = models.find(name)
+    except ModelNotFound as error:
+        raise ModelNotFound(error.message, param=where) from None
     if "text-classification" not in judge.tasks:
         raise WrongTask(f"{name} scores no texts; a reward model or a classifier does", param=where)
     if label not in judge.labels and (label is not None or len(judge.labels) > 1):
