@@ -144,6 +144,15 @@ def test_labels_are_bars(page: Page, demo: Server) -> None:
 
 
 @pytest.mark.parametrize("page", [(1280, 800)], indirect=True, ids=["desk"])
+def test_a_policy_asks_for_a_reward_model(page: Page) -> None:
+    page.get_by_role("link", name="Train").click()
+    note = page.get_by_text("No served model can do this")
+    expect(note).not_to_be_visible()
+    page.get_by_label("Method").select_option("grpo")
+    expect(note).to_be_visible()
+
+
+@pytest.mark.parametrize("page", [(1280, 800)], indirect=True, ids=["desk"])
 def test_a_job_is_started_watched_and_its_result_asked(page: Page) -> None:
     turns = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am clover."}]
     rows = "\n".join([json.dumps({"messages": turns})] * 8).encode()
