@@ -1,59 +1,65 @@
-"""Trains a demo encoder-decoder from nothing: `python -m trefoil_demo.encoder_decoder --out DIR`.
+"""Trains a demo encoder-decoder from nothing: `python -m trefoil_demo.encoder_decoder --out DIR --device cuda`.
 
-Not good enough to be bundled yet: docs/measurements.md has its figures. A SentencePiece tokenizer, span-corruption
-pre-training on the world's text, then text-to-text tasks by prefix; at the end the held-out examples.
+A SentencePiece tokenizer, then for the given minutes first span corruption of the world's text and then text-to-text
+tasks by prefix; at the end the held-out examples.
 """
 
 import argparse
+import copy
 import io
 import json
+import math
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, cast
 
 import sentencepiece
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from trefoil.training.data import Reading
+from trefoil.training.data import Reader
 from trefoil.training.examples import Example
-from trefoil.training.loop import Progress, Recipe, Watch, train
-from trefoil.training.objectives.causal_lm import causal_lm
+from trefoil.training.loop import DivergedError, Recipe, adamw
 from trefoil.training.objectives.span_corruption import corrupted
-from trefoil_demo import rewriting, understanding
+from trefoil_demo import padded, rewriting, understanding
 from trefoil_demo.encoder_decoder_card import encoder_decoder_card
 from trefoil_demo.facts import facts
+from trefoil_demo.padded import Table
 from trefoil_demo.stories import NAMES, TRAITS
 from trefoil_demo.understanding import Verdict
 from trefoil_models import checkpoint
-from trefoil_models.attend import packed_pairs
 from trefoil_models.checkpoint import EncoderDecoder
 from trefoil_models.tokenizer import Tokenizer
 
 SEED = 7
-NUM_THREADS = 1
-"""Sums in floating point depend on how many threads share them: the same number gives the same weights."""
-NUM_DOCUMENTS = 8_000
-NUM_REWRITES = 70_000
+NUM_DOCUMENTS = 100_000
+NUM_REWRITES = 600_000
 NUM_SAMPLES = 8_000
 """Texts of each kind that the tokenizer is trained on."""
 NUM_SENTINELS = 16
 LONGEST = 256
+PADDED = (64, 32)
+"""Tokens to which a text that is read and one that is said are padded for training; longer ones are left out."""
 LONGEST_ANSWER = 40
+ASKED_AT_ONCE = 120
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+TOKENIZER_FILES = ("spiece.model", "tokenizer_config.json")
 
 CONFIG: dict[str, Any] = {
     "architectures": ["T5ForConditionalGeneration"],
     "model_type": "t5",
     "vocab_size": 2000,
-    "d_model": 128,
+    "d_model": 192,
     "d_kv": 32,
-    "num_heads": 4,
-    "d_ff": 384,
-    "num_layers": 3,
-    "num_decoder_layers": 2,
+    "num_heads": 6,
+    "d_ff": 512,
+    "num_layers": 4,
+    "num_decoder_layers": 3,
     "feed_forward_proj": "gated-gelu",
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
@@ -70,34 +76,77 @@ CONFIG: dict[str, Any] = {
         "translation_zh_to_en": {"prefix": rewriting.TRANSLATE[1]},
     },
 }
-PRETRAIN = Recipe(
-    learning_rate=1.5e-3, budget=768, final_rate=0.6, weight_decay=0.01, report_every=50, checkpoint_every=100
-)
-TUNE = Recipe(
-    learning_rate=1.5e-3, budget=768, final_rate=0.02, weight_decay=0.01, report_every=50, checkpoint_every=100
-)
+RECIPE = Recipe(learning_rate=1.5e-3, final_rate=0.01, weight_decay=0.05, report_every=100)
+WARMUP_STEPS = 400
+TEXT_FIRST = 0.2
+"""Of the time goes to span corruption alone; of the batches after that, the same share of examples."""
+SAVE_EVERY = 60.0
+"""Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What is learned from: texts with gaps, and tasks."""
+
+    text: Table
+    tasks: Table
+
+    def draw(self, count: int, done: float) -> Table:
+        """A batch at this point of the way."""
+        if done < TEXT_FIRST:
+            return self.text.draw(count)
+        num_texts = round(TEXT_FIRST * count)
+        return padded.join([self.text.draw(num_texts), self.tasks.draw(count - num_texts)])
 
 
 def main() -> None:
     """Train, save, ask what was held out, and say how it went."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model; existing files are replaced")
-    parser.add_argument("--work", type=Path, help="keep checkpoints here, and go on from those that are there")
+    parser.add_argument("--work", type=Path, required=True, help="keep tokenizer and examples here; take what is there")
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long to train; 0: only fill the work folder")
+    parser.add_argument("--device", default="cpu", help="cuda, or cpu to try it out")
+    parser.add_argument("--batch-size", type=int, default=512, help="examples in a step")
     options = parser.parse_args()
-    torch.set_num_threads(NUM_THREADS)
-    started = time.monotonic()
-    tokenizer = train_tokenizer(options.out)
-    model = train_model(tokenizer, options.work)
-    save(model, options.out, tokenizer)
-    verdicts = judge(options.out)
+    tokenizer, lessons = prepare(options.work)
+    if not options.minutes:
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        shutil.copy(options.work / name, options.out / name)
+    config = {**CONFIG, "vocab_size": tokenizer.vocab_len}
+    torch.manual_seed(SEED)
+    model = cast(EncoderDecoder, checkpoint.build(config, seed=SEED, std_of=std_of).to(options.device))
+    schooling = Schooling(model, lessons, batch_size=options.batch_size, seconds=60 * options.minutes)
+    schooling.run(lambda: save(model, options.out, config))
+    save(model, options.out, config)
+    verdicts = judge(options.out, options.device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     card = encoder_decoder_card(num_parameters, verdicts)
     (options.out / "README.md").write_text(card, encoding="utf-8")
-    print(understanding.table(verdicts), f"{(time.monotonic() - started) / 60:.1f} minutes", sep="\n")
+    print(understanding.table(verdicts))
 
 
-def train_tokenizer(out: Path) -> Tokenizer:
-    """SentencePiece BPE on the world's text, a folder's spiece.model.
+def prepare(work: Path) -> tuple[Tokenizer, Lessons]:
+    """The folder's tokenizer and examples, made where they are missing."""
+    if not (work / TOKENIZER_FILES[-1]).exists():
+        train_tokenizer(work)
+    tokenizer = Tokenizer.load(work)
+    text = _kept(work / "text.safetensors", lambda: list(gapped(tokenizer)))
+    tasks = _kept(work / "tasks.safetensors", lambda: list(rewritten(tokenizer)))
+    return tokenizer, Lessons(text, tasks)
+
+
+def _kept(path: Path, make: Callable[[], list[Example]]) -> Table:
+    if not path.exists():
+        table = padded.tabulate(make(), pad_id=PAD_ID, longest=PADDED)
+        save_file({"read": table.read_ES, "said": table.said_EL}, path)
+    tensors = load_file(path)
+    return Table(tensors["read"], tensors["said"])
+
+
+def train_tokenizer(folder: Path) -> None:
+    """SentencePiece BPE on the world's text.
 
     One token at most is a word, a Chinese character, or a name in Chinese: what is to be copied is then one token.
     """
@@ -121,8 +170,8 @@ def train_tokenizer(out: Path) -> Tokenizer:
         num_threads=1,
         minloglevel=2,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "spiece.model").write_bytes(written.getvalue())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(written.getvalue())
     about = {
         "tokenizer_class": "T5Tokenizer",
         "eos_token": "</s>",
@@ -132,8 +181,7 @@ def train_tokenizer(out: Path) -> Tokenizer:
         "legacy": False,
         "model_max_length": LONGEST,
     }
-    (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return Tokenizer.load(out)
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _chinese_words() -> set[str]:
@@ -147,18 +195,26 @@ def _is_chinese(character: str) -> bool:
     return "\u4e00" <= character <= "\u9fff"
 
 
-def train_model(tokenizer: Tokenizer, work: Path | None) -> EncoderDecoder:
-    """Pre-train on texts with gaps, then tune on the tasks."""
-    config = {**CONFIG, "vocab_size": tokenizer.vocab_len}
-    model = cast(EncoderDecoder, checkpoint.build(config, seed=SEED, std_of=std_of))
+def gapped(tokenizer: Tokenizer) -> Iterator[Example]:
+    """The world's text with spans taken out."""
     rng = Random(SEED + 2)
-    texts = rewriting.documents(Random(SEED + 3), NUM_DOCUMENTS)
-    gapped = [_with_gaps(tokenizer.encode_ids(text, add_special_tokens=False), rng, tokenizer) for text in texts]
-    _train("text", model, gapped, PRETRAIN, work)
-    reading = Reading(tokenizer, (EOS_ID,), longest=LONGEST, start_id=PAD_ID)
-    rewrites = rewriting.training_rewrites(Random(SEED + 4), NUM_REWRITES)
-    _train("tasks", model, [reading.pair(one.source, one.target) for one in rewrites], TUNE, work)
-    return model
+    for text in rewriting.documents(Random(SEED + 3), NUM_DOCUMENTS):
+        yield corrupted(
+            tokenizer.encode_ids(text, add_special_tokens=False),
+            rng,
+            sentinels=tokenizer.sentinel_ids,
+            start_id=PAD_ID,
+            eos_id=EOS_ID,
+            density=0.25,
+            span_len=2.0,
+        )
+
+
+def rewritten(tokenizer: Tokenizer) -> Iterator[Example]:
+    """The tasks."""
+    reader = Reader(tokenizer, (EOS_ID,), longest=LONGEST, start_id=PAD_ID)
+    for rewrite in rewriting.training_rewrites(Random(SEED + 4), NUM_REWRITES):
+        yield reader.pair(rewrite.source, rewrite.target)
 
 
 def std_of(name: str, weight: nn.Parameter) -> float:
@@ -177,54 +233,82 @@ def std_of(name: str, weight: nn.Parameter) -> float:
     return inputs**-0.5 * (0.3 if name.endswith((".o.weight", ".wo.weight")) else 1.0)
 
 
-def _with_gaps(ids: Sequence[int], rng: Random, tokenizer: Tokenizer) -> Example:
-    return corrupted(
-        ids, rng, sentinels=tokenizer.sentinel_ids, start_id=PAD_ID, eos_id=EOS_ID, density=0.25, span_len=2.0
-    )
+class Schooling:
+    """Training for so many seconds: bfloat16 passes, float32 weights, a rate that follows the clock."""
+
+    def __init__(self, model: EncoderDecoder, lessons: Lessons, *, batch_size: int, seconds: float) -> None:
+        self.model, self.batch_size, self.seconds = model, batch_size, seconds
+        self.device = next(model.parameters()).device
+        self.lessons = Lessons(lessons.text.to(self.device), lessons.tasks.to(self.device))
+        self.named = dict(model.named_parameters())
+        self.optimizer = adamw(self.named, RECIPE)
+
+    def run(self, saving: Callable[[], None]) -> None:
+        """Step after step until the time is up; `saving` is called now and then. Raises DivergedError."""
+        started, saved, step, done = time.monotonic(), 0.0, 0, 0.0
+        while done < 1.0:
+            loss = self.step(step, done)
+            step += 1
+            if step % RECIPE.report_every == 0 or step == 1:
+                seen = loss.item()  # waits for the device: the clock is then that of what was computed
+                seconds = time.monotonic() - started
+                if not math.isfinite(seen):
+                    raise DivergedError(f"step {step}: loss {seen}")
+                print(f"step {step} done {done:.1%} loss {seen:.4f} seconds {seconds:.1f}", flush=True)
+                if seconds - saved > SAVE_EVERY:
+                    saving()
+                    saved = seconds
+            done = (time.monotonic() - started) / self.seconds
+
+    def step(self, step: int, done: float) -> Tensor:
+        """One update; its loss, left on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(step, done)
+        batch = self.lessons.draw(self.batch_size, done)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = padded.pair_loss(self.model, batch, pad_id=PAD_ID)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.named.values(), RECIPE.clip)
+        self.optimizer.step()
+        return loss.detach()
 
 
-def _train(name: str, model: EncoderDecoder, examples: list[Example], recipe: Recipe, work: Path | None) -> None:
-    started = time.monotonic()
-
-    def report(progress: Progress) -> None:
-        seconds = time.monotonic() - started
-        print(f"{name} {progress.step}/{progress.num_steps} loss={progress.loss:.4f} seconds={seconds:.0f}", flush=True)
-
-    train(model, causal_lm, examples, recipe, watch=Watch(report=report), folder=work and work / name)
+def rate(step: int, done: float) -> float:
+    """Up in a line over the first steps, down with the cosine of the time that is gone."""
+    left = RECIPE.final_rate + (1 - RECIPE.final_rate) * (1 + math.cos(math.pi * done)) / 2
+    return RECIPE.learning_rate * left * min(1.0, (step + 1) / WARMUP_STEPS)
 
 
-def save(model: EncoderDecoder, out: Path, tokenizer: Tokenizer) -> None:
+def save(model: EncoderDecoder, out: Path, config: dict[str, Any]) -> None:
     """In bfloat16, which halves the bytes; what the test measures is what was saved."""
-    for parameter in model.parameters():
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    checkpoint.save(model, out, {**CONFIG, "vocab_size": tokenizer.vocab_len})
+    checkpoint.save(rounded, out, config)
     generation = {"decoder_start_token_id": PAD_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
 
 
-def judge(out: Path) -> list[Verdict]:
+def judge(out: Path, device: str = "cpu") -> list[Verdict]:
     """The held-out test of the saved folder, computed in float32 without a server."""
-    model, tokenizer = cast(EncoderDecoder, checkpoint.load(out)), Tokenizer.load(out)
-    return rewriting.judge(lambda sources: greedy(model, tokenizer, sources))
+    model, tokenizer = cast(EncoderDecoder, checkpoint.load(out, device=device)), Tokenizer.load(out)
+
+    def answers(sources: Sequence[str]) -> list[str]:
+        starts = range(0, len(sources), ASKED_AT_ONCE)
+        return [text for n in starts for text in answered(model, tokenizer, sources[n : n + ASKED_AT_ONCE])]
+
+    return rewriting.judge(answers)
 
 
-@torch.no_grad()
-def greedy(model: EncoderDecoder, tokenizer: Tokenizer, sources: Sequence[str]) -> list[str]:
-    """Answers to all texts side by side, each token from a whole forward pass; sentinels are left in."""
+def answered(model: EncoderDecoder, tokenizer: Tokenizer, sources: Sequence[str]) -> list[str]:
+    """Greedy answers to texts side by side; sentinels are left in."""
     read = [tokenizer.encode_ids(source) for source in sources]
-    said: list[list[int]] = [[PAD_ID] for _ in read]
-    for _ in range(LONGEST_ANSWER):
-        going = [n for n, ids in enumerate(said) if ids[-1] != EOS_ID]
-        if not going:
-            break
-        pairs = packed_pairs([read[n] for n in going], [said[n] for n in going])
-        model.encode(pairs.encoder_rows, pairs.here, pairs.there)
-        last = torch.tensor([len(said[n]) for n in going]).cumsum(0) - 1
-        picked = model.lm_head.logits(model(pairs.rows, pairs.there)[last]).argmax(-1).tolist()
-        for n, token_id in zip(going, picked, strict=True):
-            said[n].append(token_id)
-    kept = ([i for i in ids if i not in (PAD_ID, EOS_ID)] for ids in said)
-    return [tokenizer.decode(ids, skip_special_tokens=False).strip() for ids in kept]
+    longest = max(map(len, read))
+    read_NS = torch.tensor([[*ids, *[PAD_ID] * (longest - len(ids))] for ids in read])
+    device = next(model.parameters()).device
+    said = padded.greedy(model, read_NS.to(device), start_id=PAD_ID, eos_id=EOS_ID, pad_id=PAD_ID, most=LONGEST_ANSWER)
+    return [tokenizer.decode([i for i in ids if i != PAD_ID], skip_special_tokens=False).strip() for ids in said]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Text-to-text examples of the demo world: translation both ways, summaries, sentiment, questions, gaps.
 
 Held out are new combinations of known words: one sentence in eight is never shown with its translation, in either
-direction; summaries are of stories of held-out people; opinions, questions and gaps are those that the encoders' test
-keeps, save that a gap may hold a whole name.
+direction; summaries are of stories of held-out people; opinions, questions and gaps are those of the encoders' test.
 """
 
 import hashlib
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from random import Random
 
 from trefoil_demo import passages
-from trefoil_demo.facts import KINDS, LANGUAGES, Words, facts
+from trefoil_demo.facts import COUNTRIES, KINDS, LANGUAGES, Words, facts
+from trefoil_demo.mentions import FORMS
 from trefoil_demo.opinions import LABELS, held_out_opinions, training_opinions
 from trefoil_demo.passages import (
     Blank,
@@ -21,7 +21,7 @@ from trefoil_demo.passages import (
     training_blanks,
     training_passages,
 )
-from trefoil_demo.stories import NAMES, TRAITS, Story, held_out_story, training_story
+from trefoil_demo.stories import CITIES, NAMES, TRAITS, Story, held_out_story, training_story
 from trefoil_demo.understanding import Verdict
 
 HELD_OUT = 8
@@ -39,8 +39,8 @@ ALIKE: dict[str, tuple[tuple[int, int], ...]] = {
 }
 """Which statement of a kind says the same in English and in Chinese, by their places."""
 SUMMARY: Words = ("{who} lives in {city} and has {pet}.", "{who}住在{city}，有{pet}。")
-MOST_SENTENCES = 4
-"""Of a text that is asked about; it speaks of one person at most."""
+JOINS: Words = (" ", "")
+"""What stands between two sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ def training_rewrites(rng: Random, count: int) -> Iterator[Rewrite]:
     """Examples of every task in turn, none held out."""
     kinds: dict[Callable[[Random], Rewrite], int] = {
         _translation: 30,
-        _summary: 12,
-        _sentiment: 24,
-        _answer: 26,
-        _gap: 8,
+        _summary: 14,
+        _sentiment: 14,
+        _answer: 32,
+        _gap: 10,
     }
     for kind in rng.choices(list(kinds), list(kinds.values()), k=count):
         yield kind(rng)
@@ -69,10 +69,10 @@ def training_rewrites(rng: Random, count: int) -> Iterator[Rewrite]:
 def held_out_rewrites() -> list[Rewrite]:
     """The same ones always, task by task."""
     rng = Random("held-out rewrites")
-    kept = [_translated(_sentence(rng, held_out=True), n) for n in range(len(LANGUAGES)) for _ in range(NUM_HELD_OUT)]
-    kept += [_summed(_alone(rng, held_out_story, n)) for n in range(len(LANGUAGES)) for _ in range(NUM_HELD_OUT)]
+    kept = [_translated(_sentences(rng, held_out=True), n) for n in range(len(LANGUAGES)) for _ in range(NUM_HELD_OUT)]
+    kept += [_summed(held_out_story(rng, n)) for n in range(len(LANGUAGES)) for _ in range(NUM_HELD_OUT)]
     kept += [_judged(opinion.text, opinion.label, opinion.language) for opinion in held_out_opinions()]
-    kept += [_answered(passage) for passage in held_out_passages() if _is_short(passage)]
+    kept += [_answered(passage) for passage in held_out_passages()]
     return kept + [_gapped(blank) for blank in held_out_blanks()]
 
 
@@ -102,11 +102,11 @@ def documents(rng: Random, count: int) -> Iterator[str]:
 
 
 def _translation(rng: Random) -> Rewrite:
-    return _translated(_sentence(rng, held_out=False), rng.randrange(len(LANGUAGES)))
+    return _translated(_sentences(rng, held_out=False), rng.randrange(len(LANGUAGES)))
 
 
 def _summary(rng: Random) -> Rewrite:
-    return _summed(_alone(rng, training_story, rng.randrange(len(LANGUAGES))))
+    return _summed(training_story(rng, rng.randrange(len(LANGUAGES))))
 
 
 def _sentiment(rng: Random) -> Rewrite:
@@ -117,7 +117,7 @@ def _sentiment(rng: Random) -> Rewrite:
 def _answer(rng: Random) -> Rewrite:
     while True:
         (passage,) = training_passages(rng, 1)
-        if passage.span is not None and _is_short(passage):
+        if passage.span is not None:
             return _answered(passage)
 
 
@@ -130,26 +130,13 @@ def _translated(pair: Words, number: int) -> Rewrite:
     return Rewrite("translate", LANGUAGES[number], TRANSLATE[number] + pair[number], pair[1 - number])
 
 
-def _alone(rng: Random, draw: Callable[[Random, int], Story], number: int) -> Story:
-    """A story about one person."""
-    while len((story := draw(rng, number)).people) > 1:
-        pass
-    return story
-
-
-def _is_short(passage: Passage) -> bool:
-    number = LANGUAGES.index(passage.language)
-    people = [name for name, _ in NAMES if name[number] in passage.context]
-    num_sentences = passage.context.count((".", "。")[number])
-    return len(people) <= 1 and num_sentences <= MOST_SENTENCES
-
-
 def _summed(story: Story) -> Rewrite:
-    """Where somebody lives, and with which pet."""
-    number, (person,) = story.language, story.people
-    told = {trait: value[number] for trait, value in person.told}
-    target = SUMMARY[number].format(who=person.name[number], city=told["city"], pet=told["pet"])
-    return Rewrite("summarize", LANGUAGES[number], SUMMARIZE + story.text, target)
+    """Where everybody lives, and with which pet."""
+    number, lines = story.language, []
+    for person in story.people:
+        told = {trait: value[number] for trait, value in person.told}
+        lines.append(SUMMARY[number].format(who=person.name[number], city=told["city"], pet=told["pet"]))
+    return Rewrite("summarize", LANGUAGES[number], SUMMARIZE + story.text, JOINS[number].join(lines))
 
 
 def _judged(text: str, label: int, language: str) -> Rewrite:
@@ -168,10 +155,17 @@ def _gapped(blank: Blank) -> Rewrite:
     return Rewrite("gap", blank.language, source, f"<extra_id_0> {blank.text[start:end]}<extra_id_1>")
 
 
+def _sentences(rng: Random, *, held_out: bool) -> Words:
+    """One sentence in each language, or two."""
+    told = [_sentence(rng, held_out=held_out) for _ in range(rng.choice((1, 1, 2)))]
+    english, chinese = (JOINS[number].join(pair[number] for pair in told) for number in range(len(LANGUAGES)))
+    return english, chinese
+
+
 def _sentence(rng: Random, *, held_out: bool) -> Words:
-    """One sentence in each language: of what a story tells, or of a fact."""
+    """In each language: what a story tells, a fact, or who was where."""
     while True:
-        pair = rng.choice((_telling, _telling, _stating))(rng)
+        pair = rng.choice((_telling, _stating, _mentioning))(rng)
         if _is_held_out(pair) == held_out:
             return pair
 
@@ -190,6 +184,13 @@ def _stating(rng: Random) -> Words:
         for language, place in zip(LANGUAGES, places, strict=True)
     )
     return english, chinese
+
+
+def _mentioning(rng: Random) -> Words:
+    form = rng.choice(list(zip(*FORMS.values(), strict=True)))
+    (who, _), (friend, _) = rng.sample(NAMES, 2)
+    city, other = rng.sample(CITIES, 2)
+    return _said(form, who=who, friend=friend, city=city, other=other, country=rng.choice(COUNTRIES)[0])
 
 
 STATED = [fact for fact in facts() if fact.kind in ALIKE]
