@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # tests have one thread each, so two at a time; a file's tests stay together, and share its servers
 SPREAD ?= -n 2 --dist loadfile
+# where the demo encoder-decoder is trained, and for how long: two CPU cores take twelve hours for as many steps
+DEVICE ?= cpu
+MINUTES ?= $(if $(filter cuda,$(DEVICE)),3.5,720)
 
 .PHONY: serve test test-fast gpu check docs format bench demo demo-eval clean
 
@@ -46,6 +49,8 @@ bench: $(VENV)/.test
 demo: $(VENV)/.test
 	cd examples && ../$(BIN)/python -m trefoil_demo.decoder --out ../models/trefoil_models/demo/decoder
 	cd examples && ../$(BIN)/python -m trefoil_demo.encoder --out ../models/trefoil_models/demo
+	cd examples && ../$(BIN)/python -m trefoil_demo.encoder_decoder --device $(DEVICE) --minutes $(MINUTES) \
+	  --out ../models/trefoil_models/demo/encoder-decoder
 
 demo-eval: $(VENV)/.serve
 	cd examples && ../$(BIN)/python -m trefoil_demo.evaluate

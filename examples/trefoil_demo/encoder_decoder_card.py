@@ -1,6 +1,8 @@
 """The demo encoder-decoder's model card: what it is, how it was made, how well it does, what it cannot do."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
 
 from trefoil_demo import understanding
 from trefoil_demo.understanding import Verdict
@@ -32,9 +34,11 @@ a general model: outside of its few hundred words it guesses.
 
 ## How it was made
 
-`python -m trefoil_demo.encoder_decoder --out DIR` (in `examples/`) makes this folder from nothing on one CPU core: a
-SentencePiece tokenizer, span-corruption pre-training on generated text, then the tasks above in one mixture. No
-outside text, no other model. The architecture is that of T5 v1.1 with a tied head; weights are stored in bfloat16.
+`python -m trefoil_demo.encoder_decoder --out DIR --device cuda --minutes {minutes:g}` (in `examples/`) makes this
+folder from nothing: a SentencePiece tokenizer, for a fifth of the time span-corruption pre-training on generated text,
+then the tasks above in one mixture with such text. This one took {num_steps:,} steps of {batch_size} examples,
+{minutes:g} minutes on {device}, {day}; two CPU cores would take twelve hours. No outside text, no other model. The
+architecture is that of T5 v1.1 with a tied head; weights are stored in bfloat16.
 
 ## How well it does
 
@@ -42,6 +46,7 @@ What it was never shown, greedy answers, asked at the end of the run; only the v
 
 ```
 {table}
+{total}
 ```
 
 Held out are combinations: every word and every form of sentence occurs in training, but these sentences never with
@@ -50,6 +55,22 @@ statements not in these words. `python -m trefoil_demo.evaluate --url URL` asks 
 """
 
 
-def encoder_decoder_card(num_parameters: int, verdicts: Sequence[Verdict]) -> str:
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How long, and where."""
+
+    day: date
+    device: str
+    minutes: float
+    num_steps: int
+    batch_size: int
+
+
+def encoder_decoder_card(num_parameters: int, training: Training, verdicts: Sequence[Verdict]) -> str:
     """README.md of the folder."""
-    return CARD.format(parameters=num_parameters / 1e6, table=understanding.table(verdicts))
+    return CARD.format(
+        parameters=num_parameters / 1e6,
+        **asdict(training),
+        table=understanding.table(verdicts),
+        total=understanding.total(verdicts),
+    )

@@ -78,7 +78,7 @@ def _closed(seen: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Examples as rows, padded: what is read [E, S], and what is said [E, L], the start token first. int16 is enough."""
+    """Examples as padded rows: what is read [E, S], what is said [E, L] with the start token first. int16 is enough."""
 
     read_ES: Tensor
     said_EL: Tensor

@@ -90,6 +90,17 @@ def table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def accuracy(verdicts: Sequence[Verdict]) -> float:
+    """The share of right answers, all tasks together; 1 where nothing was asked."""
+    return sum(verdict.is_right for verdict in verdicts) / len(verdicts) if verdicts else 1.0
+
+
+def total(verdicts: Sequence[Verdict]) -> str:
+    """The line below a table: all its tasks together."""
+    right = sum(verdict.is_right for verdict in verdicts)
+    return f"right: {right} of {len(verdicts)} ({accuracy(verdicts):.1%})"
+
+
 def worst(verdicts: Sequence[Verdict]) -> float:
     """The accuracy of the task that does worst; 1 where nothing was asked."""
     tasks = {verdict.task for verdict in verdicts}

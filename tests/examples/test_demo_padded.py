@@ -38,7 +38,8 @@ def test_padding_changes_neither_loss_nor_gradient() -> None:
     own.backward()
     torch.testing.assert_close(own, loss.total / loss.weight, rtol=1e-5, atol=1e-5)
     for (name, parameter), other in zip(model.named_parameters(), twin.parameters(), strict=True):
-        assert parameter.grad is not None and other.grad is not None, name
+        assert parameter.grad is not None, name
+        assert other.grad is not None, name
         torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-4, atol=1e-5)
 
 

@@ -25,7 +25,7 @@ from trefoil.wire import WorkerSpec
 
 app = typer.Typer()
 
-DEMO_MODELS = ("decoder", "encoder", "encoder-sentiment", "encoder-entities", "encoder-answers")
+DEMO_MODELS = ("decoder", "encoder", "encoder-sentiment", "encoder-entities", "encoder-answers", "encoder-decoder")
 
 
 DataDir = Annotated[
