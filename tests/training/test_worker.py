@@ -18,7 +18,7 @@ import pytest
 import tiny
 from databases import fresh_database
 from e2e.serving import children, eventually, title
-from trefoil.store.jobs import Job, Spec, State, Want
+from trefoil.store.jobs import Claim, Job, Spec, State, Want
 from trefoil.store.store import Store
 
 CHATS = [
@@ -209,6 +209,19 @@ def test_trainer_that_dies_goes_on_from_its_checkpoint(shop: Shop) -> None:
     assert shop.wait(broken).state == State.SUCCEEDED
     assert "killed by signal 9" in " ".join(event.message for event in shop.store.jobs.events(broken.id))
     assert shop.weights(broken) == shop.weights(whole)
+
+
+def test_failed_job_that_is_resumed_goes_on_from_its_checkpoint(shop: Shop) -> None:
+    whole, broken = shop.submit(n_epochs=24), shop.submit(n_epochs=24)
+    shop.reach(broken, 1)
+    attempt = shop.store.jobs.get(broken.id).attempt
+    assert shop.store.jobs.fail(Claim(broken.id, attempt), "disk_full", "no space is left")
+    assert shop.state(broken) == State.FAILED
+    again = shop.store.jobs.ask(broken.id, Want.RUN)
+    assert (again.state, again.error, again.finished_at) == (State.QUEUED, None, None)
+    assert shop.wait(broken).state == State.SUCCEEDED
+    assert shop.weights(broken) == shop.weights(whole)
+    assert shop.steps(broken) == list(range(1, 97))
 
 
 @pytest.mark.parametrize(("method", "lora"), [("ppo", {"r": 4}), ("grpo", None)])

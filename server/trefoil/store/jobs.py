@@ -3,7 +3,8 @@
 A job is free while it waits or its lease is over. Whoever claims it gets a number, its attempt; every later word
 about the job carries that number and is not heard once another attempt has begun.
 
-    validating_files -> queued -> running -> succeeded | failed | cancelled, and paused from any of the first three
+    validating_files -> queued -> running -> succeeded | failed | cancelled, and paused from any of the first three;
+    what is paused or failed can go on
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,13 @@ class Want(StrEnum):
     RUN = "run"
     PAUSE = "pause"
     CANCEL = "cancel"
+
+
+ASKED_OF: Mapping[Want, frozenset[State]] = {
+    Want.RUN: frozenset({State.PAUSED, State.FAILED}),
+    Want.PAUSE: frozenset({State.VALIDATING, State.QUEUED, State.RUNNING}),
+    Want.CANCEL: frozenset({State.VALIDATING, State.QUEUED, State.RUNNING, State.PAUSED}),
+}
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,12 +161,16 @@ class Jobs:
             return connection.execute(sa.select(job_table.c.id).where(named, _is_open()).limit(1)).first() is not None
 
     def ask(self, job_id: str, want: Want) -> Job:
-        """Cancel, pause, or go on. What waits changes at once, what runs at its next step. Raises WrongState."""
+        """Cancel, pause, or go on, from the last saved state also where the job had failed. What waits changes at once,
+        what runs at its next step. Raises WrongState.
+        """
         with self._engine.begin() as connection:
             job = _get(connection, job_id, for_update=True)
-            if job.state.is_over or ((job.state == State.PAUSED) != (want == Want.RUN) and want != Want.CANCEL):
+            if job.state not in ASKED_OF[want]:
                 raise WrongState(f"the job is {job.state}; {want} cannot be asked of it now")
             _set(connection, job_id, want=want)
+            if job.state == State.FAILED:
+                _set(connection, job_id, finished_at=None, error=sa.null(), fruitless=0)
             if job.worker is None:
                 _settle(connection, job, want)
             elif job.want != want:

@@ -210,7 +210,7 @@ def pause(job_id: str, store: Stored) -> dict[str, Any]:
 
 @router.post("/v1/fine_tuning/jobs/{job_id}/resume", response_model=JobAnswer, responses=fails(409))
 def resume(job_id: str, store: Stored) -> dict[str, Any]:
-    """Let a paused job go on."""
+    """Let a paused job go on, or a failed one try again from its last saved state."""
     return describe(store.jobs.ask(job_id, Want.RUN))
 
 
