@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trefoil_kernels.bias import Alibi, Bias
+from trefoil_kernels.bias import Alibi, Bias, RelativeBias
 
 LOG2E = tl.constexpr(1.4426950408889634)
 HIDDEN = tl.constexpr(-1.0e30)
@@ -40,6 +40,7 @@ class KernelBias:
     kind: str
     values: Tensor
     reach: int
+    source: RelativeBias | None = None
 
 
 def kernel_bias(bias: Bias | None, stand_in: Tensor) -> KernelBias:
@@ -48,7 +49,7 @@ def kernel_bias(bias: Bias | None, stand_in: Tensor) -> KernelBias:
         return KernelBias("none", stand_in.detach(), 0)
     if isinstance(bias, Alibi):
         return KernelBias("alibi", bias.slopes_H.detach().float().contiguous(), 0)
-    return KernelBias("relative", bias.by_distance(), bias.max_distance)
+    return KernelBias("relative", bias.by_distance(), bias.max_distance, bias)
 
 
 def padded_width(head_dim: int) -> int:
@@ -57,24 +58,32 @@ def padded_width(head_dim: int) -> int:
 
 
 @triton.jit
-def fold(scores, v, out, peak, total):
-    """One more tile of keys into a running softmax: scores [rows, keys], v [keys, D], out [rows, D]."""
-    new_peak = tl.maximum(peak, tl.max(scores, 1))
-    weights = tl.math.exp2(scores - new_peak[:, None])
+def fold(scores, factor, v, out, peak, total):
+    """One more tile of keys into a running softmax of `scores * factor`: [rows, keys], v [keys, D], out [rows, D].
+
+    The factor, above zero, meets the peak in one multiply-add.
+    """
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
+    weights = tl.math.exp2(scores * factor - new_peak[:, None])
     shrink = tl.math.exp2(peak - new_peak)
     out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
     return out, new_peak, total * shrink + tl.sum(weights, 1)
 
 
 @triton.jit
-def biased(scores, values, head, ahead, reach, BIAS: tl.constexpr):
-    """Scores plus the bias of `ahead` = key - query [rows, keys]; `head` is a number per row, or one for all."""
+def biased(scores, factor, values, head, ahead, reach, BIAS: tl.constexpr):
+    """Scores plus the bias of `ahead` = key - query [rows, keys], and what is left to multiply them by.
+
+    `head` is a number per row, or one for all. Without a bias the factor is left over.
+    """
+    if BIAS == "none":
+        return scores, factor
     if BIAS == "alibi":
-        scores += tl.load(values + head) * ahead.to(tl.float32) * LOG2E
-    if BIAS == "relative":
+        added = tl.load(values + head) * ahead.to(tl.float32)
+    else:
         at = tl.minimum(tl.maximum(ahead, -reach), reach) + reach
-        scores += tl.load(values + head * (2 * reach + 1) + at) * LOG2E
-    return scores
+        added = tl.load(values + head * (2 * reach + 1) + at)
+    return scores * factor + added * LOG2E, 1.0
 
 
 @triton.jit

@@ -8,7 +8,8 @@ ALiBi (Press et al., arXiv 2108.12409, section 3): slope_h * (key - query), neve
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,11 +17,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RelativeBias:
-    """A learned number per head and bucket of distance; `table_BH` is [buckets, H]."""
+    """A learned number per head and bucket of distance; `table_BH` is [buckets, H], and stays as it is meanwhile.
+
+    What is laid out for kernels is made once for all layers of a pass.
+    """
 
     table_BH: Tensor
     max_distance: int
     is_bidirectional: bool
+    _laid_out: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def values(self, queries_Q: Tensor, keys_K: Tensor) -> Tensor:
         """Float32 [H, Q, K] for these positions; differentiable in the table."""
@@ -29,9 +34,32 @@ class RelativeBias:
 
     def by_distance(self) -> Tensor:
         """Float32 [H, 2 * max_distance + 1] for key - query from -max_distance on: farther keys share the ends."""
+        if torch.is_grad_enabled() and self.table_BH.requires_grad:
+            return self._numbers()
+        return self._once("by distance", self._numbers)
+
+    def band(self, rows: int, keys: int, dtype: torch.dtype) -> "Band":
+        """The same numbers as whole tiles of scores, to be cut out by distance; not differentiable."""
+        step, reach = min(rows, keys), self.max_distance
+        low, high = -(reach + keys) // step * step, -(-(reach + rows) // step) * step
+        values_RW = self._once((rows, keys, dtype), lambda: self._band(rows, low, high - low + keys).to(dtype))
+        return Band(values_RW, low, high)
+
+    def _numbers(self) -> Tensor:
         reach = self.max_distance
         ahead_E = torch.arange(-reach, reach + 1, device=self.table_BH.device)
         return self.table_BH.float()[self.buckets(ahead_E)].T.contiguous()
+
+    @torch.no_grad()
+    def _band(self, rows: int, low: int, width: int) -> Tensor:
+        reach, device = self.max_distance, self.table_BH.device
+        ahead = low + torch.arange(width, device=device)[None, :] - torch.arange(rows, device=device)[:, None]
+        return self.by_distance()[:, ahead.clamp(-reach, reach) + reach].flatten(0, 1)
+
+    def _once(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._laid_out:
+            self._laid_out[key] = make()
+        return self._laid_out[key]
 
     def buckets(self, ahead_QK: Tensor) -> Tensor:
         """The bucket of each key - query, int64 of the same shape."""
@@ -45,6 +73,19 @@ class RelativeBias:
         growth = torch.log(far_QK.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
         wide_QK = (exact + (growth * (count - exact)).long()).clamp(max=count - 1)
         return side_QK + torch.where(far_QK < exact, far_QK, wide_QK)
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Scores' biases by distance, row under row: number c of a head's row i is that of the distance low + c - i.
+
+    So the tile of rows from r and keys from c lies at column c - r - low, which is cut to what lies before `high - low`:
+    from `high` on, as up to `low`, all distances of a tile share one number. `values_RW` is [H * rows, width].
+    """
+
+    values_RW: Tensor
+    low: int
+    high: int
 
 
 @dataclass(frozen=True, slots=True)

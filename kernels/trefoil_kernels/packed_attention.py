@@ -155,7 +155,7 @@ def on_triton(
         keys.tiles_on(device, tiles.key.keys),
     )
     has_descriptors = chip() in DESCRIPTOR_CHIPS and dtype.itemsize == 2 and can_describe(k_KGD, v_KGD)
-    return attend(q_THD, k_KGD, v_KGD, added, Call(layout, mask, scale, added.kind, added.reach, has_descriptors))
+    return attend(q_THD, k_KGD, v_KGD, Call(layout, mask, scale, added, has_descriptors))
 
 
 def _alike(lens: tuple[int, ...]) -> list[list[int]]:

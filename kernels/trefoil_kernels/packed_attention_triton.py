@@ -6,7 +6,8 @@ The forward pass keeps each row's log-sum-exp (base 2), so that the backward pas
 
 with delta = rowsum(do * out). One kernel owns tiles of queries (dq, and a learned bias by distance, whose gradient is
 the sum of ds along diagonals), one owns tiles of keys (dk, dv) and walks through all query heads of its group.
-On chips with a tensor memory accelerator the forward pass fetches whole tiles of keys through descriptors.
+On chips with a tensor memory accelerator the forward pass fetches whole tiles of keys through descriptors. It takes a
+learned bias by whole tiles too, cut out of a band (bias.Band): a lookup for each score would cost more than the rest.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from trefoil_kernels.attention_tile import (
     padded_width,
     seen,
 )
+from trefoil_kernels.bias import Band
 from trefoil_kernels.launch import chip, launch
 from trefoil_kernels.masks import Mask
 
@@ -51,15 +53,15 @@ TILES = {
     ("sm_80", 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_80", 128): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
     ("sm_80", 256): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    ("sm_90", 64): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
-    ("sm_90", 128): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 8, 2), Tile(32, 128, 8, 2)),
+    ("sm_90", 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
+    ("sm_90", 128): Tiles(Tile(128, 128, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
     ("sm_90", 256): Tiles(Tile(64, 64, 8, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
 }
 BIASED_TILES = {
     ("sm_80", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_80", 128): Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(64, 64, 8, 1)),
-    ("sm_90", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
-    ("sm_90", 128): Tiles(Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+    ("sm_90", 64): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+    ("sm_90", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
 }
 """By chip and padded head width, 64 at least: the largest that compile without spills (docs/kernels.md)."""
 
@@ -82,8 +84,7 @@ class Call:
     layout: Layout
     mask: Mask
     scale: float
-    bias_kind: str
-    reach: int
+    bias: KernelBias
     has_descriptors: bool
 
     def constants(self, q_THD: Tensor, k_KGD: Tensor) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Call:
             "BLOCK_D": padded_width(q_THD.shape[2]),
             "CAUSAL": self.mask.is_causal,
             "HAS_WINDOW": self.mask.window is not None,
-            "BIAS": self.bias_kind,
+            "BIAS": self.bias.kind,
         }
 
 
@@ -117,9 +118,9 @@ def can_describe(k_KGD: Tensor, v_KGD: Tensor) -> bool:
     )
 
 
-def attend(q_THD: Tensor, k_KGD: Tensor, v_KGD: Tensor, bias: KernelBias, call: Call) -> Tensor:
+def attend(q_THD: Tensor, k_KGD: Tensor, v_KGD: Tensor, call: Call) -> Tensor:
     """Attention of the layout's sequences, [T, H, D]; differentiable in q, k, v and the values of a relative bias."""
-    out_THD: Tensor = _PackedAttention.apply(q_THD, k_KGD, v_KGD, bias.values, call)
+    out_THD: Tensor = _PackedAttention.apply(q_THD, k_KGD, v_KGD, call.bias.values, call)
     return out_THD
 
 
@@ -129,13 +130,15 @@ class _PackedAttention(torch.autograd.Function):
         q_THD, k_KGD, v_KGD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_KGD, v_KGD))
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         lse_HT = torch.empty(q_THD.shape[1::-1], dtype=torch.float32, device=q_THD.device)
-        tile = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias_kind).forward
+        tile = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias.kind).forward
+        source = call.bias.source
+        band = Band(bias, 0, 0) if source is None else source.band(tile.rows, tile.keys, q_THD.dtype)
         launch(
             _forward,
             (len(call.layout.forward_tiles), q_THD.shape[1]),
-            *(q_THD, k_KGD, v_KGD, *_described(k_KGD, v_KGD, tile, call), out_THD, lse_HT, bias),
+            *(q_THD, k_KGD, v_KGD, *_described(k_KGD, v_KGD, band, tile, call), out_THD, lse_HT, bias),
             *(call.layout.forward_tiles, call.layout.starts, call.layout.key_starts),
-            *(call.scale, call.mask.window or 0, call.reach, len(q_THD)),
+            *(call.scale, call.mask.window or 0, len(q_THD), band.low, band.high, band.values_RW.stride(0)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
             **call.constants(q_THD, k_KGD),
             **tile.constants,
@@ -154,10 +157,10 @@ class _PackedAttention(torch.autograd.Function):
         grad_q_THD = torch.empty_like(out_THD)
         grad_k_KGD, grad_v_KGD = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k_KGD, v_KGD))
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
-        tiles = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias_kind)
+        tiles = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias.kind)
         shared = (
             *(q_THD, k_KGD, v_KGD, grad_THD, lse_HT, delta_HT, bias),
-            *(call.layout.starts, call.layout.key_starts, call.scale, call.mask.window or 0, call.reach, len(q_THD)),
+            *(call.layout.starts, call.layout.key_starts, call.scale, call.mask.window or 0, call.bias.reach, len(q_THD)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
         )
         constants = call.constants(q_THD, k_KGD)
@@ -179,15 +182,17 @@ class _PackedAttention(torch.autograd.Function):
         return grad_q_THD, grad_k_KGD, grad_v_KGD, grad_bias, None
 
 
-def _described(k_KGD: Tensor, v_KGD: Tensor, tile: Tile, call: Call) -> tuple[Any, Any]:
-    """Descriptors of [keys, G * D] in tiles of one head's keys; the tensors themselves where none are used."""
+def _described(k_KGD: Tensor, v_KGD: Tensor, band: Band, tile: Tile, call: Call) -> tuple[Any, Any, Any]:
+    """Descriptors of [keys, G * D] in tiles of one head's keys, and of the band; the tensors where none are used."""
     if not call.has_descriptors:
-        return k_KGD, v_KGD
-    num_keys, kv_heads, width = k_KGD.shape
-    shape, block = [num_keys, kv_heads * width], [tile.keys, width]
-    return TensorDescriptor(k_KGD, shape, [k_KGD.stride(0), 1], block), TensorDescriptor(
-        v_KGD, shape, [v_KGD.stride(0), 1], block
+        return k_KGD, v_KGD, band.values_RW
+    keys, values = (
+        TensorDescriptor(x, [len(x), x.shape[1] * x.shape[2]], [x.stride(0), 1], [tile.keys, x.shape[2]])
+        for x in (k_KGD, v_KGD)
     )
+    if call.bias.source is None:
+        return keys, values, band.values_RW
+    return keys, values, TensorDescriptor.from_tensor(band.values_RW, [tile.rows, tile.keys])
 
 
 @triton.jit
@@ -197,6 +202,7 @@ def _forward(
     v,
     k_tiles,
     v_tiles,
+    band,
     out,
     lse,
     bias,
@@ -205,8 +211,10 @@ def _forward(
     key_starts,
     scale,
     window,
-    reach,
     num_rows_total,
+    band_low,
+    band_high,
+    band_stride,
     q_stride,
     q_head_stride,
     k_stride,
@@ -255,22 +263,46 @@ def _forward(
         else:
             k_tile = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, False)
             v_tile = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, False)
-        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)
-        scores = biased(scores, bias, head, (key + column)[None, :] - row[:, None], reach, BIAS)
-        value, peak, total = fold(scores, v_tile, value, peak, total)
+        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee")
+        if BIAS == "relative":
+            shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
+            scores = _with_band(scores, scale, band, head, shift, band_stride, HAS_DESCRIPTORS)
+            rest = 1.0
+        else:
+            ahead = (key + column)[None, :] - row[:, None]
+            scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, 0, BIAS)
+        value, peak, total = fold(scores, rest, v_tile, value, peak, total)
     for key in tl.range(whole, high, BLOCK_N, num_stages=1):
         k_tail = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
         v_tail = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
         ahead = (key + column)[None, :] - row[:, None]
-        scores = tl.dot(tile, tl.trans(k_tail), input_precision="ieee") * (scale * LOG2E)
-        scores = biased(scores, bias, head, ahead, reach, BIAS)
+        scores = tl.dot(tile, tl.trans(k_tail), input_precision="ieee")
+        if BIAS == "relative":
+            shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
+            scores = _with_band(scores, scale, band, head, shift, band_stride, HAS_DESCRIPTORS)
+            rest = 1.0
+        else:
+            scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, 0, BIAS)
         is_seen = (key + column < num_keys)[None, :] & seen(ahead, window, CAUSAL, HAS_WINDOW)
-        value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), v_tail, value, peak, total)
+        value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), rest, v_tail, value, peak, total)
 
     value = value / total[:, None]
     target = at * (tl.num_programs(1) * D) + head * D + lane[None, :]
     tl.store(out + target, value.to(out.dtype.element_ty), mask=is_real)
     tl.store(lse + head * num_rows_total + start + row, peak + tl.math.log2(total), mask=row < num_rows)
+
+
+@triton.jit
+def _with_band(scores, scale, band, head, shift, stride, HAS_DESCRIPTORS: tl.constexpr):
+    """Scores in base 2, scaled, plus the tile of the band that begins at column `shift`."""
+    ROWS: tl.constexpr = scores.shape[0]
+    KEYS: tl.constexpr = scores.shape[1]
+    if HAS_DESCRIPTORS:
+        added = band.load([head * ROWS, shift])
+    else:
+        line = (head * ROWS + tl.arange(0, ROWS)).to(tl.int64) * stride
+        added = tl.load(band + line[:, None] + shift + tl.arange(0, KEYS)[None, :])
+    return scores * (scale * LOG2E) + added.to(tl.float32) * LOG2E
 
 
 @triton.jit
@@ -333,11 +365,11 @@ def _query_gradients(
         k_tile = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
         v_tile = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
         ahead = (key + column)[None, :] - row[:, None]
-        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)
-        scores = biased(scores, bias, head, ahead, reach, BIAS)
+        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee")
+        scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, reach, BIAS)
         is_seen = (key + column < num_keys)[None, :] & (row < num_rows)[:, None]
         is_seen &= seen(ahead, window, CAUSAL, HAS_WINDOW)
-        weights = tl.where(is_seen, tl.math.exp2(scores - height), 0.0)
+        weights = tl.where(is_seen, tl.math.exp2(scores * rest - height), 0.0)
         slope = weights * (tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee") - slack)
         if LEARNS_BIAS:
             _add_by_distance(grad_bias + head * (2 * reach + 1), slope, ahead, is_seen, reach)
@@ -410,11 +442,11 @@ def _key_gradients(
             height = tl.load(lse + numbers + rows, mask=rows < num_rows, other=0.0)[None, :]
             slack = tl.load(delta + numbers + rows, mask=rows < num_rows, other=0.0)[None, :]
             ahead = key[:, None] - rows[None, :]  # [keys, rows], as the tiles below
-            scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * (scale * LOG2E)
-            scores = biased(scores, bias, head, ahead, reach, BIAS)
+            scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
+            scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, reach, BIAS)
             is_seen = (key < num_keys)[:, None] & (rows < num_rows)[None, :]
             is_seen &= seen(ahead, window, CAUSAL, HAS_WINDOW)
-            weights = tl.where(is_seen, tl.math.exp2(scores - height), 0.0)
+            weights = tl.where(is_seen, tl.math.exp2(scores * rest - height), 0.0)
             v_result = tl.dot(weights.to(grad_tile.dtype), grad_tile, v_result, input_precision="ieee")
             slope = weights * (tl.dot(v_tile, tl.trans(grad_tile), input_precision="ieee") - slack)
             k_result = tl.dot(slope.to(q_tile.dtype), q_tile, k_result, input_precision="ieee")

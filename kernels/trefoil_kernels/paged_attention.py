@@ -43,7 +43,7 @@ LEAST_SPLIT = 256
 MOST_SPLITS = 64
 
 DECODE_TILES = {"interpreter": Tile(16, 32, 4, 1), "sm_80": Tile(16, 64, 4, 3), "sm_90": Tile(16, 64, 4, 4)}
-PREFILL_TILES = {"interpreter": Tile(32, 32, 4, 1), "sm_80": Tile(64, 64, 4, 2), "sm_90": Tile(128, 64, 8, 2)}
+PREFILL_TILES = {"interpreter": Tile(32, 32, 4, 1), "sm_80": Tile(64, 64, 4, 2), "sm_90": Tile(128, 64, 8, 5)}
 SMALL_TILE = Tile(16, 32, 8, 1)
 """For float32 and for chips of no table."""
 
@@ -376,9 +376,9 @@ def _attend(
         else:
             k = tl.load(k_pages + slots, mask=(lane < D)[None, :], other=0.0)
             v = tl.load(v_pages + slots, mask=(lane < D)[None, :], other=0.0)
-        scores = tl.dot(tile, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
-        scores = biased(scores, bias, head[:, None], keys[None, :] - position[:, None], reach, BIAS)
-        value, peak, total = fold(scores, v, value, peak, total)
+        scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
+        scores, rest = biased(scores, scale * LOG2E, bias, head[:, None], keys[None, :] - position[:, None], reach, BIAS)
+        value, peak, total = fold(scores, rest, v, value, peak, total)
     for key in tl.range(whole, high, BLOCK_N, num_stages=1):
         keys = key + column
         page = tl.load(own_pages + keys // PAGE, mask=keys < high, other=0)
@@ -389,10 +389,10 @@ def _attend(
         k = tl.load(k_pages + slots, mask=(keys < high)[:, None] & (lane < D)[None, :], other=0.0)
         v = tl.load(v_pages + slots, mask=(keys < high)[:, None] & (lane < D)[None, :], other=0.0)
         ahead = keys[None, :] - position[:, None]
-        scores = tl.dot(tile, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
-        scores = biased(scores, bias, head[:, None], ahead, reach, BIAS)
+        scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
+        scores, rest = biased(scores, scale * LOG2E, bias, head[:, None], ahead, reach, BIAS)
         is_seen = (keys < high)[None, :] & seen(ahead, window, CAUSAL, HAS_WINDOW)
-        value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), v, value, peak, total)
+        value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), rest, v, value, peak, total)
 
     is_empty = total == 0.0  # a split without keys
     total = tl.where(is_empty, 1.0, total)

@@ -77,9 +77,10 @@ class Scheduler:
         """Choose rows for one step and give their sequences pages."""
         plan = Plan([], [])
         budget = self.max_num_batched_tokens
-        for sequence in list(self.running):
-            if sequence in self.running:
-                self._grow(sequence)
+        at = 0
+        while at < len(self.running):  # pre-empting shortens it from the back
+            self._grow(self.running[at])
+            at += 1
         for sequence in self.running:
             plan.first_copies.extend([sequence.copied] if sequence.copied else [])
             sequence.copied = None
@@ -226,6 +227,8 @@ class Scheduler:
 
     def _fork(self, sequence: Sequence, plan: Plan) -> list[Sequence]:
         """Siblings that start from this step's last row."""
+        if not sequence.siblings:
+            return []
         forked: list[Sequence] = []
         room = self.max_num_seqs - self.num_seats
         for sibling in sequence.siblings[: max(room, 0)]:

@@ -78,12 +78,17 @@ def described(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, mask: Mask, 
     starts, tiles = packing.starts_on(q.device), packing.tiles_on(q.device, 32)
     added = kernel_bias(bias, q)
     layout = Layout(starts, starts, tiles, tiles, tiles)
-    return attend(q, k, v, added, Call(layout, mask, scale, added.kind, added.reach, has_descriptors=True))
+    return attend(q, k, v, Call(layout, mask, scale, added, has_descriptors=True))
 
 
 @pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.FULL], ids=str)
-def test_tiles_fetched_through_descriptors(mask: Mask) -> None:
-    lens, bias = (3, 70, 41), Alibi(torch.tensor([0.5, 0.1]))
+@pytest.mark.parametrize(
+    "bias",
+    [Alibi(torch.tensor([0.5, 0.1])), RelativeBias(torch.arange(16.0).view(8, 2), 16, is_bidirectional=True)],
+    ids=["alibi", "relative"],
+)
+def test_tiles_fetched_through_descriptors(mask: Mask, bias: Bias) -> None:
+    lens = (3, 70, 41)
     kernel, plain = (
         lambda *of, op=op: op(*of, Packing(lens), mask=mask, scale=0.3, bias=bias) for op in (described, reference)
     )
