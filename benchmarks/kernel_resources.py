@@ -17,6 +17,7 @@ from gpu_compiler import Built, compiling_for
 from trefoil_kernels import (
     gated_act,
     layer_norm,
+    linear,
     packed_attention,
     page_write,
     paged_attention,
@@ -53,6 +54,11 @@ def row_kernels() -> Iterator[Variant]:
     for name in ("silu", "gelu", "gelu_new", "quick_gelu", "relu", "tanh"):
         x = ones(3, 11008)
         yield Variant(f"gated_act {name}", lambda x=x, n=name: gated_act.on_triton(x, x, n).sum().backward())
+    for F_, M in ((4096, 4096), (4096, 14336), (151936, 896)):
+        weight_FM = torch.empty(F_, M, dtype=BF16)
+        yield Variant(
+            f"one row {F_}x{M}", lambda w=weight_FM: linear.on_triton(torch.ones(1, w.shape[1], dtype=BF16), w)
+        )
     for G, D in ((2, 64), (8, 128), (32, 128)):
         pages = page_write.new_pages(2, 16, G, D, dtype=BF16, device=torch.device("cpu"))
         x = torch.ones(3, G, D, dtype=BF16)

@@ -79,8 +79,8 @@ class RelativeBias:
 class Band:
     """Scores' biases by distance, row under row: number c of a head's row i is that of the distance low + c - i.
 
-    So the tile of rows from r and keys from c lies at column c - r - low, which is cut to what lies before `high - low`:
-    from `high` on, as up to `low`, all distances of a tile share one number. `values_RW` is [H * rows, width].
+    So the tile of rows from r and keys from c lies at column c - r - low, with c - r held between `low` and `high`:
+    beyond these all distances of a tile share one number. `values_RW` is [H * rows, width].
     """
 
     values_RW: Tensor

@@ -1,6 +1,7 @@
 """When Triton's kernels run and how each is launched: on its tensors' device, with sizes from tables, never autotuned.
 
 A length is never a compile-time constant: only head widths, groups and tile sizes are, so that serving compiles once.
+Nor is a number of rows looked at (`do_not_specialize`): being 1 or a multiple of 16 would make another kernel of it.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -89,7 +89,7 @@ class _LayerNorm(torch.autograd.Function):
         return grad_x_TM, *sums, None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _forward(
     x, weight, bias, normed, means, scales, x_stride, num_rows, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -109,7 +109,7 @@ def _forward(
     tl.store(normed + at * width + column[None, :], out.to(normed.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _backward(
     grad,
     x,

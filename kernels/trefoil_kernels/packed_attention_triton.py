@@ -160,7 +160,14 @@ class _PackedAttention(torch.autograd.Function):
         tiles = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias.kind)
         shared = (
             *(q_THD, k_KGD, v_KGD, grad_THD, lse_HT, delta_HT, bias),
-            *(call.layout.starts, call.layout.key_starts, call.scale, call.mask.window or 0, call.bias.reach, len(q_THD)),
+            *(
+                call.layout.starts,
+                call.layout.key_starts,
+                call.scale,
+                call.mask.window or 0,
+                call.bias.reach,
+                len(q_THD),
+            ),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
         )
         constants = call.constants(q_THD, k_KGD)
@@ -195,7 +202,7 @@ def _described(k_KGD: Tensor, v_KGD: Tensor, band: Band, tile: Tile, call: Call)
     return keys, values, TensorDescriptor.from_tensor(band.values_RW, [tile.rows, tile.keys])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows_total"])
 def _forward(
     q,
     k,
@@ -305,7 +312,7 @@ def _with_band(scores, scale, band, head, shift, stride, HAS_DESCRIPTORS: tl.con
     return scores * (scale * LOG2E) + added.to(tl.float32) * LOG2E
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows_total"])
 def _query_gradients(
     q,
     k,
@@ -378,7 +385,7 @@ def _query_gradients(
     tl.store(grad_q + target, (result * scale).to(grad_q.dtype.element_ty), mask=is_real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows_total"])
 def _key_gradients(
     q,
     k,

@@ -112,7 +112,7 @@ def copy_pages(pages: Pages, sources_C: Tensor, targets_C: Tensor) -> None:
         x_PSGD.index_copy_(0, targets_C, x_PSGD[sources_C])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _write(
     k,
     v,

@@ -235,7 +235,7 @@ class _Call:
         rows, num = tile.rows // group, len(packing.lens) - skipped
         num_tiles = (len(self.q_THD) - skipped) // rows + num if num else 0
         grid = (num_tiles, self.q_THD.shape[1] // group, 1)
-        starts_N = packing.starts_on(self.q_THD.device)[skipped:]
+        starts_N = packing.starts_on(self.q_THD.device)
         self._launch(grid, group, tile, starts_N, self.out_THD, self.out_THD, skipped, rows=rows, splits=1)
 
     def _tile(self, tiles: dict[str, Tile]) -> tuple[int, Tile]:
@@ -269,9 +269,9 @@ class _Call:
         launch(
             _attend,
             grid,
-            *(self.q_THD, self.pages.k_PSGD, self.pages.v_PSGD, self.table.pages_NP[skipped:]),
-            *(self.table.lens_N[skipped:], starts_N, self.out_THD, partial, lse, self.bias.values),
-            *(self.scale, self.mask.window or 0, self.bias.reach, len(starts_N) - 1),
+            *(self.q_THD, self.pages.k_PSGD, self.pages.v_PSGD, self.table.pages_NP),
+            *(self.table.lens_N, starts_N, self.out_THD, partial, lse, self.bias.values),
+            *(self.scale, self.mask.window or 0, self.bias.reach, len(self.table.lens_N), skipped),
             *(*self.q_THD.stride()[:2], *self.out_THD.stride()[:2], *pages.stride()[:3], self.table.pages_NP.stride(0)),
             D=self.q_THD.shape[2],
             BLOCK_D=padded_width(self.q_THD.shape[2]),
@@ -287,7 +287,7 @@ class _Call:
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "skipped"])
 def _attend(
     q,
     k_pages,
@@ -303,6 +303,7 @@ def _attend(
     window,
     reach,
     num_sequences,
+    skipped,
     q_stride,
     q_head_stride,
     out_stride,
@@ -331,10 +332,10 @@ def _attend(
         n = tl.program_id(0)
         start, num_rows, first = n, 1, 0
     else:
-        n = _sequence_of(starts, tl.program_id(0), num_sequences, ROWS)
+        n = _sequence_of(starts, tl.program_id(0), skipped, num_sequences, ROWS)
         start = tl.load(starts + n)
         num_rows = tl.load(starts + n + 1) - start
-        first = (tl.program_id(0) - _first_tile(starts, n, ROWS)) * ROWS
+        first = (tl.program_id(0) - _first_tile(starts, n, skipped, ROWS)) * ROWS
         if first >= num_rows:
             return
     length = tl.load(lens + n).to(tl.int32)
@@ -377,7 +378,9 @@ def _attend(
             k = tl.load(k_pages + slots, mask=(lane < D)[None, :], other=0.0)
             v = tl.load(v_pages + slots, mask=(lane < D)[None, :], other=0.0)
         scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
-        scores, rest = biased(scores, scale * LOG2E, bias, head[:, None], keys[None, :] - position[:, None], reach, BIAS)
+        scores, rest = biased(
+            scores, scale * LOG2E, bias, head[:, None], keys[None, :] - position[:, None], reach, BIAS
+        )
         value, peak, total = fold(scores, rest, v, value, peak, total)
     for key in tl.range(whole, high, BLOCK_N, num_stages=1):
         keys = key + column
@@ -407,18 +410,18 @@ def _attend(
 
 
 @triton.jit
-def _first_tile(starts, n, ROWS: tl.constexpr):
-    """Sequences take tiles in order, each as many as its rows could need wherever it starts."""
-    return (tl.load(starts + n) - tl.load(starts)) // ROWS + n
+def _first_tile(starts, n, skipped, ROWS: tl.constexpr):
+    """Sequences from `skipped` on take tiles in order, each as many as its rows could need wherever it starts."""
+    return (tl.load(starts + n) - tl.load(starts + skipped)) // ROWS + n - skipped
 
 
 @triton.jit
-def _sequence_of(starts, tile, num_sequences, ROWS: tl.constexpr):
+def _sequence_of(starts, tile, skipped, num_sequences, ROWS: tl.constexpr):
     """The last sequence whose first tile is not after this one."""
-    low, high = 0, num_sequences
+    low, high = skipped, num_sequences
     while high - low > 1:
         middle = (low + high) // 2
-        is_after = _first_tile(starts, middle, ROWS) > tile
+        is_after = _first_tile(starts, middle, skipped, ROWS) > tile
         low, high = tl.where(is_after, low, middle), tl.where(is_after, middle, high)
     return low
 

@@ -111,7 +111,7 @@ class _RmsNorm(torch.autograd.Function):
         return grad_x_TM, grad_x_TM if ctx.has_residual else None, sums_PM.sum(0).to(weight_M.dtype), None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _forward(
     x,
     residual,
@@ -145,7 +145,7 @@ def _forward(
     tl.store(normed + at * width + column[None, :], (quotient * factor[None, :]).to(normed.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _backward(
     grad,
     grad_summed,

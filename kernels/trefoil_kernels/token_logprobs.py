@@ -128,7 +128,7 @@ def _constants(dtype: torch.dtype) -> dict[str, int]:
     return dict(zip((*BLOCKS, "BLOCK_M", "num_warps", "STAGES"), tile, strict=True))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _forward(
     hidden,
     head,
@@ -168,7 +168,7 @@ def _forward(
     tl.store(lse + at, result, mask=row < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _logit_gradients(
     hidden,
     head,

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from trefoil_kernels import packed_linear
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
 from trefoil_kernels.layer_norm import add_layer_norm, layer_norm
-from trefoil_kernels.linear import linear
+from trefoil_kernels.linear import linear, linears
 from trefoil_kernels.lookup import lookup
 from trefoil_kernels.packed_linear import Weight, products
 from trefoil_kernels.rms_norm import add_rms_norm, rms_norm
@@ -56,12 +57,17 @@ class Wrapped(nn.Module):
 
 
 def side_by_side(x_TM: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each linear layer makes of the same rows; in one go where all of them are packed."""
+    """What each linear layer makes of the same rows; in one go where all of them were laid out for it."""
     bases = [layer.base if isinstance(layer, Wrapped) else layer for layer in layers]
     packed = [base.weight for base in bases if isinstance(base, PackedLinear)]
-    if len(packed) < len(layers):
+    plain = [base for base in bases if isinstance(base, Linear)]
+    if len(packed) == len(layers):
+        results = products(x_TM, packed)
+    elif len(plain) == len(layers) and not torch.is_grad_enabled():
+        results = linears(x_TM, [base.weight for base in plain], [base.bias for base in plain])
+    else:
         return [layer(x_TM) for layer in layers]
-    pairs = zip(layers, products(x_TM, packed), strict=True)
+    pairs = zip(layers, results, strict=True)
     return [layer.changed(x_TM, y_TF) if isinstance(layer, Wrapped) else y_TF for layer, y_TF in pairs]
 
 
@@ -116,6 +122,8 @@ class LayerNorm(nn.Module):
 
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
+
+    reads_together: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj")
 
     def __init__(self, width: int, inner: int, *, activation: str, bias: bool) -> None:
         super().__init__()

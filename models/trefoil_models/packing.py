@@ -49,6 +49,18 @@ def pack(model: Any, quantization: str | None = None) -> None:
         model.lm_head = PackedNextToken(head, packed)
 
 
+@torch.no_grad()
+def lay_together(model: Any) -> None:
+    """On a GPU: let weights that meet the same rows follow each other in memory, so that one product does for all."""
+    for module in model.modules():
+        layers = [getattr(module, name) for name in getattr(module, "reads_together", ())]
+        for name in ("weight", "bias") if layers and all(type(layer) is Linear for layer in layers) else ():
+            parts = [part for layer in layers if (part := getattr(layer, name)) is not None]
+            if len(parts) == len(layers):
+                for layer, part in zip(layers, torch.cat(parts).split([len(part) for part in parts]), strict=True):
+                    setattr(layer, name, nn.Parameter(part, requires_grad=False))
+
+
 def _replace(model: Any, name: str, layer: nn.Linear, packed: Weight | None) -> None:
     if packed is not None:
         path, _, leaf = name.rpartition(".")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from closeness import assert_agrees, assert_close
-from trefoil_kernels import gated_act, layer_norm, packed_attention, rms_norm, rotary, sample
+from trefoil_kernels import gated_act, layer_norm, linear, packed_attention, rms_norm, rotary, sample
 from trefoil_kernels.bias import Alibi, RelativeBias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
@@ -32,6 +32,13 @@ def test_norms(width: int, gpu: str) -> None:
     assert_close(normed, rms_norm.reference(summed, weight_M, 1e-5))
     layer, plain = (lambda *of, op=op: op(*of, 1e-5) for op in (layer_norm.layer_norm, layer_norm.reference))
     assert_agrees(layer, plain, [x, weight_M, bias_M])
+
+
+@pytest.mark.parametrize("shape", [(6144, 4096), (4096, 14336), (1001, 896)], ids=str)
+def test_one_row_product(shape: tuple[int, int], gpu: str) -> None:
+    x_TM, weight_FM, bias_F = (draw(gpu, *size).detach() for size in ((1, shape[1]), shape, (shape[0],)))
+    wanted = x_TM.double() @ weight_FM.double().T + bias_F.double()
+    assert_close(linear.linear(x_TM, weight_FM, bias_F), wanted.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("activation", gated_act.ACTIVATIONS)

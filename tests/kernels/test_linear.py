@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from closeness import assert_close
-from trefoil_kernels.linear import linear
+from trefoil_kernels import linear as door
+from trefoil_kernels.linear import linear, linears
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 SHAPES = [(1, 1, 1), (1, 63, 33), (2, 7, 64), (3, 111, 5), (5, 1, 1030), (16, 100, 96), (63, 97, 111), (200, 130, 31)]
@@ -59,3 +60,19 @@ def test_gradients_are_those_of_torch(asking: int) -> None:
     (actual,) = torch.autograd.grad(linear(*given), given[asking], direction)
     (wanted,) = torch.autograd.grad(torch.nn.functional.linear(*given), given[asking], direction)
     assert torch.equal(actual, wanted)
+
+
+@dtypes
+def test_weights_that_follow_each_other_make_one_product(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x_TM, whole_FM, whole_F = draw(3, 24, 40, dtype)
+    weights, biases = whole_FM.split([16, 4, 4]), whole_F.split([16, 4, 4])
+    wanted = [linear(x_TM, *pair) for pair in zip(weights, biases, strict=True)]
+    asked: list[int] = []
+    monkeypatch.setattr(door, "linear", lambda *of: (asked.append(len(of[1])), linear(*of))[1])
+    together = linears(x_TM, weights, biases)
+    apart = linears(x_TM, [weight.clone() for weight in weights], biases)
+    backwards = linears(x_TM, weights[::-1], biases[::-1])
+    assert asked == [24, 16, 4, 4, 4, 4, 16]
+    for results in (together, apart, backwards[::-1]):
+        for got, want in zip(results, wanted, strict=True):
+            assert_close(got, want)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import tiny
+from trefoil_kernels.linear import following
 from trefoil_kernels.low_bit import has_int4
 from trefoil_models import checkpoint
 from trefoil_models.attend import packed_rows
 from trefoil_models.layers import PackedLinear
-from trefoil_models.packing import PackedNextToken, pack
+from trefoil_models.packing import PackedNextToken, lay_together, pack
 
 SIMILAR = {None: 1 - 1e-6, "int8": 0.99, "int4": 0.9}
 """Least cosine of a row's logits before and after, with weights drawn at random."""
@@ -37,3 +38,20 @@ def test_the_embedding_is_kept_whole(tmp_path: Path) -> None:
     whole = model.embed_tokens.weight.clone()
     pack(model, "int8")
     assert torch.equal(model.embed_tokens.weight, whole)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "bert"])
+@torch.no_grad()
+def test_weights_that_meet_the_same_rows_follow_each_other(family: str, tmp_path: Path) -> None:
+    model = checkpoint.load(tiny.checkpoint(tmp_path / "m", family), dtype=torch.float32)
+    rows, attend = packed_rows(tiny.draw_ids(5, 17))
+    before = model(rows, attend)
+    lay_together(model)
+    groups = [
+        [getattr(module, name) for name in module.reads_together]
+        for module in model.modules()
+        if hasattr(module, "reads_together")
+    ]
+    assert groups
+    assert all(following([layer.weight for layer in layers]) is not None for layers in groups)
+    assert torch.allclose(model(rows, attend), before, atol=1e-5)

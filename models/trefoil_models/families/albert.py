@@ -56,6 +56,8 @@ def read_config(keys: Keys) -> Config:
 class Attention(nn.Module):
     """norm(x + attention(x)) over the whole text; the site differs from run to run."""
 
+    reads_together: ClassVar[tuple[str, ...]] = ("query", "key", "value")
+
     def __init__(self, config: bert.Config) -> None:
         super().__init__()
         self.heads = config.heads

@@ -105,6 +105,8 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Every row sees its whole text."""
 
+    reads_together: ClassVar[tuple[str, ...]] = ("query", "key", "value")
+
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads = site, config.heads

@@ -69,6 +69,8 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Every row sees its whole text."""
 
+    reads_together: ClassVar[tuple[str, ...]] = ("q_lin", "k_lin", "v_lin")
+
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads = site, config.heads

@@ -119,6 +119,8 @@ def read_layer_windows(keys: Keys, window: int | None) -> tuple[int | None, ...]
 class Attention(nn.Module):
     """Grouped query heads over the sequence so far."""
 
+    reads_together: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj")
+
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.head_dim = site, config.head_dim

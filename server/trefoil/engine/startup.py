@@ -24,7 +24,7 @@ from trefoil_kernels.low_bit import has_int4
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
-from trefoil_models.packing import pack
+from trefoil_models.packing import lay_together, pack
 from trefoil_models.pooling import Pooling
 from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer
@@ -54,6 +54,8 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         if spec.quantization == "int4" and not has_int4():
             raise CheckpointError("--quantization int4: this processor has no AVX-512 VNNI; allowed here: int8")
         pack(model, spec.quantization)
+    else:
+        lay_together(model)
     keys = blueprint.folder.config
     one_pass = OnePass(
         model,

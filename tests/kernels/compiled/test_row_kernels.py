@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gpu_compiler import Built, compiling_for
-from trefoil_kernels import gated_act, layer_norm, page_write, rms_norm
+from trefoil_kernels import gated_act, layer_norm, linear, page_write, rms_norm
 
 
 def assert_lean(built: list[Built], num_kernels: int) -> None:
@@ -39,4 +39,11 @@ def test_page_write(chip: int | str, G: int, D: int) -> None:
     pages = page_write.new_pages(2, 16, G, D, dtype=torch.bfloat16, device=torch.device("cpu"))
     with compiling_for(chip) as built:
         page_write.on_triton(pages, ones(3, G, D), ones(3, G, D), torch.arange(3))
+    assert_lean(built, 1)
+
+
+@pytest.mark.parametrize(("chip", "shape"), [(80, (4096, 4096)), (90, (28672, 4096)), (90, (151936, 896))])
+def test_one_row_products(chip: int | str, shape: tuple[int, int]) -> None:
+    with compiling_for(chip) as built:
+        linear.on_triton(ones(1, shape[1]), torch.empty(shape, dtype=torch.bfloat16))
     assert_lean(built, 1)
