@@ -9,10 +9,11 @@ import structlog
 
 from trefoil import wire
 from trefoil.engine.adapters import BASE, Loaded
+from trefoil.engine.flight import Flight
 from trefoil.engine.pages import source_salt
 from trefoil.engine.runner import Picks, Runner
 from trefoil.engine.sampler import Pick
-from trefoil.engine.scheduler import Scheduler
+from trefoil.engine.scheduler import Plan, Scheduler
 from trefoil.engine.search import Beams, Branch
 from trefoil.engine.sequence import Sequence
 from trefoil_models.config_keys import CheckpointError
@@ -40,6 +41,7 @@ class Generator:
         self.max_source_len = max_source_len
         self._length_pivot = length_pivot
         self._arrivals = 0
+        self._flight: Flight | None = None
 
     @property
     def has_work(self) -> bool:
@@ -85,17 +87,16 @@ class Generator:
         self.runner.adapters.unload(command.name)
 
     def step(self) -> list[wire.Event]:
-        """Advance every running sequence by one turn."""
-        plan = self.scheduler.plan()
-        picks = self.runner.run(plan)
-        self.scheduler.commit(plan)
-        finished = [chunk.sequence for chunk in plan.chunks if not chunk.sequence.wants_tokens]
-        return [
-            *self._prompt_events(picks),
-            *self._token_events(picks.tokens),
-            *(event for beams, branches in picks.branches for event in self._beam_events(beams, branches)),
-            *self._scored_events(finished),
-        ]
+        """Advance every running sequence by one turn.
+
+        Decode steps that need nothing of the host are started one ahead: the device goes on while tokens are told.
+        """
+        if self._flight is None:
+            plan = self.scheduler.plan()
+            if not self.runner.can_start(plan):
+                return self._ran(plan)
+            self._flight = self._start(plan)
+        return self._landed(self._flight)
 
     def stats(self) -> wire.Stats:
         """Gauges and totals as they stand."""
@@ -117,6 +118,34 @@ class Generator:
     def check_books(self) -> None:
         """Raise AssertionError where pages or sequences went astray."""
         self.scheduler.check_books()
+
+    def _ran(self, plan: Plan) -> list[wire.Event]:
+        """What a step brings that the host waits for."""
+        picks = self.runner.run(plan)
+        self.scheduler.commit(plan)
+        finished = [chunk.sequence for chunk in plan.chunks if not chunk.sequence.wants_tokens]
+        return [
+            *self._prompt_events(picks),
+            *self._token_events(picks.tokens),
+            *(event for beams, branches in picks.branches for event in self._beam_events(beams, branches)),
+            *self._scored_events(finished),
+        ]
+
+    def _start(self, plan: Plan, before: Flight | None = None) -> Flight:
+        flight = self.runner.start(plan, before)
+        self.scheduler.commit(plan)
+        return flight
+
+    def _landed(self, flight: Flight) -> list[wire.Event]:
+        """What a step under way brings, after the next one was started."""
+        ahead = self.scheduler.plan_ahead(flight.plan)
+        self._flight = None if ahead is None else self._start(ahead, flight)
+        events = list(self._token_events(flight.land()))
+        if ahead is not None:
+            self.scheduler.name(ahead)
+        if not self.scheduler.running:
+            self._flight = None  # its sequences have ended
+        return events
 
     def _refusal(self, request: wire.Request) -> str | None:
         """Why a request can never run, if it cannot."""

@@ -72,10 +72,10 @@ class DecodeGraphs:
             for chunk in plan.chunks
         )
 
-    def logits(self, plan: Plan) -> Tensor:
-        """Float32 [N, V], one row a chunk; overwritten by the next call."""
+    def logits(self, plan: Plan, ids_N: Tensor | None = None) -> Tensor:
+        """Float32 [N, V], one row a chunk; overwritten by the next call. `ids_N`: where the host knows them not yet."""
         size = self._sizes[bisect_left(self._sizes, len(plan.chunks))]
-        self._inputs.send_padded(plan, size)
+        self._inputs.send_padded(plan, size, ids_N)
         return self._graphs[size]()[: len(plan.chunks)]
 
 

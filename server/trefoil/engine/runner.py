@@ -9,10 +9,11 @@ from torch import Tensor
 
 from trefoil.engine.adapters import Adapters
 from trefoil.engine.beams import grow_all
+from trefoil.engine.flight import Flight
 from trefoil.engine.graphs import Capture, DecodeGraphs, graph_sizes
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.paged_attend import PagedAttend
-from trefoil.engine.sampler import Pick, Sampler, token_scores
+from trefoil.engine.sampler import Pick, Sampler, is_unadjusted, token_scores
 from trefoil.engine.scheduler import Chunk, Plan
 from trefoil.engine.search import Beams, Branch
 from trefoil.engine.sequence import Sequence
@@ -108,6 +109,24 @@ class Runner:
                 if chunk.sequence.wants_prompt_scores
             ],
         )
+
+    def can_start(self, plan: Plan) -> bool:
+        """Can the step be left to the device: a graph, whose tokens need nothing of the host?"""
+        takers = (taker for chunk in plan.chunks for taker in chunk.takers)
+        is_plain = not plan.first_copies and not plan.copies and all(len(chunk.takers) == 1 for chunk in plan.chunks)
+        return self._graphs is not None and is_plain and self._graphs.can_run(plan) and all(map(is_unadjusted, takers))
+
+    @torch.inference_mode()
+    def start(self, plan: Plan, before: Flight | None = None) -> Flight:
+        """Run a plan as `can_start` allows, without waiting; its ids are the tokens of the step `before`."""
+        assert self._graphs is not None, "only graphs are started"
+        ids_N = None
+        if before is not None:
+            place = {id(chunk.sequence): n for n, chunk in enumerate(before.plan.chunks)}
+            at = [place[id(chunk.sequence)] for chunk in plan.chunks]
+            ids_N = _rows(before.tokens_N, at)
+        logits_NV = self._graphs.logits(plan, ids_N)
+        return Flight(plan, self._sampler.start(logits_NV, [chunk.sequence for chunk in plan.chunks]))
 
     def _encode(self, sequences: Seq[Sequence], attend: PagedAttend) -> None:
         """Let the encoder read inputs, and each decoder site write what it will recall of them to pages."""

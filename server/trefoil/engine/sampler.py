@@ -54,6 +54,10 @@ class Sampler:
         scores = self._scores(logits_NV, takers, tokens)
         return [Pick(taker, token, score) for taker, token, score in zip(takers, tokens, scores, strict=True)]
 
+    def start(self, logits_NV: Tensor, takers: Seq[Sequence]) -> Tensor:
+        """The same for takers that are `unadjusted`, without waiting for the tokens: int64 [N] on the device."""
+        return _drawn(logits_NV.index_fill_(1, self._never, -torch.inf), takers)
+
     def _scores(self, logits_NV: Tensor, takers: Seq[Sequence], tokens: list[int]) -> list[TokenScore | None]:
         scores: list[TokenScore | None] = [None] * len(takers)
         for n, taker in enumerate(takers):
@@ -85,10 +89,38 @@ def _on_host(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
     return tokens
 
 
+def is_unadjusted(sequence: Sequence) -> bool:
+    """Is every token of it chosen from the model's own logits by what the kernel knows, without a score?"""
+    params = sequence.params
+    is_adjusted = (
+        params.logit_bias
+        or params.repetition_penalty != 1.0
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.no_repeat_ngram_size
+        or params.min_tokens
+        or params.forced_first_id is not None
+        or params.forced_last_id is not None
+    )
+    return sequence.beams is None and params.logprobs is None and params.typical_p >= 1 and not is_adjusted
+
+
 def _on_device(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
-    """All rows by one kernel and one wait; rows that ask for typical-p, which it does not know, once more by `draw`."""
+    """All rows by one kernel and one wait; rows that ask for typical-p, which it does not know, by `draw`."""
+    tokens: list[int] = _drawn(adjusted_NV, takers).tolist()
+    for n, taker in enumerate(takers):
+        if taker.params.typical_p < 1 and taker.params.temperature >= GREEDY_BELOW:
+            tokens[n] = draw(adjusted_NV[n], taker.params, taker.random.random())
+    return tokens
+
+
+def _drawn(adjusted_NV: Tensor, takers: Seq[Sequence]) -> Tensor:
+    """An id for each row, on the device."""
     is_greedy = [taker.params.temperature < GREEDY_BELOW for taker in takers]
-    uniforms = [0.0 if greedy else taker.random.random() for greedy, taker in zip(is_greedy, takers, strict=True)]
+    uniforms = [
+        0.0 if greedy or taker.params.typical_p < 1 else taker.random.random()
+        for greedy, taker in zip(is_greedy, takers, strict=True)
+    ]
     columns = [
         (
             0.0 if greedy else taker.params.temperature,
@@ -101,11 +133,7 @@ def _on_device(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
     ]
     on_host = torch.tensor(columns, dtype=torch.float32, pin_memory=adjusted_NV.is_cuda).T.contiguous()
     temperature_N, top_k_N, top_p_N, min_p_N, uniform_N = on_host.to(adjusted_NV.device, non_blocking=True)
-    tokens: list[int] = sample(adjusted_NV, temperature_N, top_k_N.int(), top_p_N, min_p_N, uniform_N).tolist()
-    for n, taker in enumerate(takers):
-        if taker.params.typical_p < 1 and not is_greedy[n]:
-            tokens[n] = draw(adjusted_NV[n], taker.params, uniforms[n])
-    return tokens
+    return sample(adjusted_NV, temperature_N, top_k_N.int(), top_p_N, min_p_N, uniform_N)
 
 
 def token_scores(logits_RV: Tensor, tokens: Seq[int], num_top: int) -> list[TokenScore]:

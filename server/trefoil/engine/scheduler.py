@@ -93,6 +93,29 @@ class Scheduler:
                 budget -= self._schedule(sequence, budget, plan)
         return plan
 
+    def plan_ahead(self, plan: Plan) -> Plan | None:
+        """The step after one that still computes: a row more of each sequence that its token will not end.
+
+        None where another step may be due, for one who waits or for lack of pages; `name` is due once ids are known.
+        """
+        going = [chunk.sequence for chunk in plan.chunks if chunk.sequence.pages]
+        lasting = [sequence for sequence in going if sequence.num_outputs + 1 < sequence.params.max_tokens]
+        if not lasting or len(going) < len(self.running):
+            return None
+        if self.waiting and self.num_seats - len(going) + len(lasting) < self.max_num_seqs:
+            return None
+        if not self.pages.extend(lasting):
+            return None
+        return Plan(
+            [Chunk(sequence, sequence.computed, sequence.computed + 1, (sequence,)) for sequence in lasting], []
+        )
+
+    def name(self, plan: Plan) -> None:
+        """The ids of a step that was planned ahead are known."""
+        for chunk in plan.chunks:
+            if chunk.sequence.pages:
+                self.pages.name(chunk.sequence, chunk.start, chunk.end)
+
     def commit(self, plan: Plan) -> None:
         """The plan's rows are computed."""
         for chunk in plan.chunks:

@@ -59,6 +59,15 @@ class SequencePages:
             sequence.pages[at] = target
         sequence.pages += self._pool.take(self._pool.pages_for(len(sequence.ids)) - len(sequence.pages))
 
+    def extend(self, sequences: Seq[Sequence]) -> bool:
+        """Pages for one row beyond what each has computed, ids known or not; or nothing, where they run short."""
+        missing = [self._pool.pages_for(sequence.computed + 1) - len(sequence.pages) for sequence in sequences]
+        if sum(missing) > self._pool.num_free or any(self._must_copy(sequence) for sequence in sequences):
+            return False
+        for sequence, count in zip(sequences, missing, strict=True):
+            sequence.pages += self._pool.take(count)
+        return True
+
     def fork(self, sequence: Sequence, sibling: Sequence) -> list[tuple[int, int]] | None:
         """Let a sibling start from the sequence's last row: full pages shared, the half-filled one to be copied.
 

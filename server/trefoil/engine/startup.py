@@ -169,10 +169,13 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> torch.dtype:
 
 
 def warm_up(generator: Generator) -> None:
-    """One short request end to end, so that the first user does not pay for first calls; it is not counted."""
+    """One short request end to end, rows in a chunk and one alone, so that the first user does not pay for first calls.
+
+    It is not counted.
+    """
     source = [0] if generator.max_source_len else []
-    params = wire.SamplingParams(max_tokens=1, temperature=0.0)
-    generator.submit(wire.Generate("warm-up", [0], params, source=source))
+    params = wire.SamplingParams(max_tokens=2, temperature=0.0)
+    generator.submit(wire.Generate("warm-up", [0, 0], params, source=source))
     while generator.has_work:
         generator.step()
     generator.check_books()

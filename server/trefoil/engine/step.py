@@ -55,6 +55,7 @@ class StepInputs:
         spare_page: int = 0,
     ) -> None:
         self._page_size, self._spare_page = page_size, spare_page
+        self._is_sent = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ids, self._positions, self._prompt_lens, self._slots = (Buffer((max_rows,), device) for _ in range(4))
         self._device = device
         self._table, self._lens = Buffer((max_sequences, max_pages), device), Buffer((max_sequences,), device)
@@ -120,8 +121,11 @@ class StepInputs:
         attend = PagedAttend(pages, self._slots.part(rows), table, Packing((1,) * size))
         return Rows(self._ids.part(rows), self._positions.part(rows), self._prompt_lens.part(rows)), attend
 
-    def send_padded(self, plan: Plan, size: int) -> None:
-        """Fill the buffers for a plan of one-row chunks and send them; rows beyond it lie in the last of all pages."""
+    def send_padded(self, plan: Plan, size: int, ids_N: Tensor | None = None) -> None:
+        """Fill the buffers for a plan of one-row chunks and send them; rows beyond it lie in the last of all pages.
+
+        `ids_N`: the chunks' ids, where only the device has them.
+        """
         self._fill(plan)
         rest = slice(len(plan.chunks), size)
         for buffer, value in (
@@ -135,9 +139,14 @@ class StepInputs:
         self._table.fill[rest, 0] = self._spare_page
         for buffer in (self._ids, self._positions, self._prompt_lens, self._slots, self._lens, self._table):
             buffer.sent(slice(0, size))
+        if ids_N is not None:
+            self._ids.part(slice(0, len(ids_N))).copy_(ids_N)
+        self._note_sent()
 
     def _fill(self, plan: Plan) -> tuple[int, int]:
         """Rows filled, and the most pages that a sequence has."""
+        if self._is_sent is not None:
+            self._is_sent.synchronize()  # the step before may not have read the buffers yet
         row, widest = 0, 1
         for n, chunk in enumerate(plan.chunks):
             self._fill_rows(slice(row, row + chunk.num_rows), chunk.sequence.ids, chunk.start, chunk.end)
@@ -151,6 +160,10 @@ class StepInputs:
             row, widest = row + chunk.num_rows, max(widest, len(own))
         return row, widest
 
+    def _note_sent(self) -> None:
+        if self._is_sent is not None:
+            self._is_sent.record()
+
     def _fill_rows(self, rows: slice, ids: list[int], start: int, end: int) -> None:
-        self._ids.fill[rows] = ids[start:end]
+        self._ids.fill[rows] = ids[start:end] or 0
         self._positions.fill[rows] = np.arange(start, end)

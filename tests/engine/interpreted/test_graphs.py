@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from engine_world import generator, request, run
+from engine_world import answers, finish, generator, request, run
 from trefoil.engine.graphs import Run, graph_sizes
+from trefoil.wire import Abort, Generate
 
 
 class Called:
@@ -63,3 +64,60 @@ def test_graph_sizes_end_at_the_most_sequences_and_waste_little() -> None:
         for num in range(1, most + 1):
             padded = next(size for size in sizes if size >= num)
             assert padded - num <= max(num // 2, 7)
+
+
+def both_ways(folder: Path, asked: list[Generate], **settings: int) -> list[dict[tuple[str, int], list[int]]]:
+    """The same requests with decode steps started ahead, and with every step waited for."""
+    return [run(generator(folder, capture=capture, **settings), asked) for capture in (Called(), None)]
+
+
+def test_a_token_that_ends_a_sequence_is_the_last_whatever_was_started_behind_it(llama: Path) -> None:
+    prompts = tiny.draw_ids(4, 9, 6)
+    plain = run(generator(llama), [request(str(n), ids, 9) for n, ids in enumerate(prompts)])
+    stops = [plain[str(n), 0][2 + n] for n in range(3)]
+    asked = [request(str(n), ids, 9, stop_ids=[stops[n]]) for n, ids in enumerate(prompts)]
+    ahead, waited = both_ways(llama, asked)
+    assert ahead == waited
+    assert all(ahead[str(n), 0][-1] == stops[n] for n in range(3))
+
+
+def test_steps_ahead_give_the_same_tokens_when_seats_or_pages_run_short(llama: Path) -> None:
+    asked = [
+        request(str(n), ids, 3 + 2 * n, seed=n, temperature=n / 3) for n, ids in enumerate(tiny.draw_ids(3, 7, 2, 9))
+    ]
+    for settings in ({"seqs": 2}, {"pages": 9}):
+        ahead, waited = both_ways(llama, asked, **settings)
+        assert {key: len(ids) for key, ids in ahead.items()} == {(str(n), 0): 3 + 2 * n for n in range(4)}
+        assert ahead["0", 0] == waited["0", 0]
+
+
+def test_pages_filled_by_steps_ahead_are_found_by_their_content(llama: Path) -> None:
+    hits = []
+    for capture in (Called(), None):
+        engine = generator(llama, capture=capture)
+        (prompt,) = tiny.draw_ids(6)
+        first = run(engine, [request("first", prompt, 9)])["first", 0]
+        second = run(engine, [request("second", [*prompt, *first], 2)])["second", 0]
+        hits.append((engine.stats().prefix_hits, first, second))
+    assert hits[0] == hits[1]
+    assert hits[0][0] == 12
+
+
+def test_who_is_aborted_while_a_step_is_under_way_hears_nothing_more(llama: Path) -> None:
+    engine = generator(llama, capture=Called())
+    for n, ids in enumerate(tiny.draw_ids(4, 5)):
+        assert engine.submit(request(str(n), ids, 12)) == []
+    for _ in range(4):
+        engine.step()
+    engine.abort(Abort("0"))
+    events = finish(engine)
+    assert {event.id for event in events} == {"1"}
+    assert len(answers(events)["1", 0]) == 12 - 4
+    for n in range(2):
+        assert engine.submit(request(str(n), [1, 2], 8)) == []
+    for _ in range(3):
+        engine.step()
+    engine.abort(Abort("0"))
+    engine.abort(Abort("1"))
+    engine.check_books()
+    assert run(engine, [request("2", tiny.draw_ids(5)[0], 3)])["2", 0] == greedy(llama, tiny.draw_ids(5)[0], 3)
