@@ -57,7 +57,9 @@ def lay_together(model: Any) -> None:
         for name in ("weight", "bias") if layers and all(type(layer) is Linear for layer in layers) else ():
             parts = [part for layer in layers if (part := getattr(layer, name)) is not None]
             if len(parts) == len(layers):
-                for layer, part in zip(layers, torch.split(torch.cat(parts), [len(part) for part in parts]), strict=True):
+                for layer, part in zip(
+                    layers, torch.split(torch.cat(parts), [len(part) for part in parts]), strict=True
+                ):
                     setattr(layer, name, nn.Parameter(part, requires_grad=False))
 
 
