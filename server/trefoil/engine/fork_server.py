@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 
 import msgspec
 import structlog
@@ -33,6 +34,8 @@ EXIT_ORPHANED = 5
 def serve(line: socket.socket, api: int) -> None:
     """Fork on command until the other end closes."""
     decoder = msgspec.msgpack.Decoder(wire.Fork)
+    # from Python 3.12 on: numpy's idle threads are counted, which holds no lock of ours when it forks
+    warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
     while message := line.recv(wire.LONGEST_FORK):
         command = decoder.decode(message)
         between = os.fork()
