@@ -22,6 +22,7 @@ from report import Record, Run, block, write_json
 from workload import Request, Workload, add_workload_flags, read_workload
 
 HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
+TIMEOUT_S = 600.0
 SHOWN_FAILURES = 5
 SHOWN_CHARS = 300
 
@@ -33,7 +34,7 @@ class Target:
     url: str
     model: str
     api_key: str | None = None
-    timeout_s: float = 600.0
+    timeout_s: float = TIMEOUT_S
 
     def client(self, connections: int) -> httpx.AsyncClient:
         """Connections are kept, one for each request in flight."""
@@ -169,7 +170,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", required=True)
     parser.add_argument("--api-key")
-    parser.add_argument("--timeout", type=float, default=Target.timeout_s, help="seconds without a byte")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds without a byte")
     parser.add_argument("--num-warmups", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write every number and answer here too")
     add_workload_flags(parser)

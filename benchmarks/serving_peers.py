@@ -1,6 +1,6 @@
 """The rows of the CPU table: trefoil beside each installed peer, over HTTP, same weights and requests, round about.
 
-    python benchmarks/serving_peers.py install [llama.cpp] [vllm]      each into an environment of its own
+    python benchmarks/serving_peers.py install [llama.cpp] [vllm] [transformers]  each into an environment of its own
     python benchmarks/serving_peers.py run [ROW ...] [--rounds 3]      who is not installed is left out with a line
 
 Environments lie in peers.local, or where TREFOIL_PEERS says. All servers of a row are up at once, on the same two
@@ -37,6 +37,11 @@ LLAMA_CPP = "llama_cpp_python-0.3.36"
 LLAMA_SOURCE = HOME / "src" / LLAMA_CPP / "vendor" / "llama.cpp"
 
 INSTALL = {
+    "transformers": """
+        python3 -m venv transformers
+        transformers/bin/pip install -q torch==2.13.0
+        transformers/bin/pip install -q transformers==5.24.0 torch==2.13.0 psutil
+    """,
     "llama.cpp": f"""
         python3 -m venv llama.cpp
         llama.cpp/bin/pip install -q torch==2.13.0 transformers sentencepiece
@@ -59,6 +64,10 @@ INSTALL = {
 }
 
 
+ONE_BY_ONE = ("trefoil", "llama.cpp", "vllm", "transformers generate")
+TOGETHER = ("trefoil", "llama.cpp", "vllm", "transformers continuous")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A line of the table: what is asked of which shape, what counts, and who takes part."""
@@ -67,7 +76,7 @@ class Row:
     workload: Workload
     unit: str
     value: Callable[[Summary], float | None]
-    peers: tuple[str, ...] = ("trefoil", "llama.cpp", "vllm")
+    peers: tuple[str, ...] = TOGETHER
     is_better_high: bool = True
 
 
@@ -88,7 +97,7 @@ def prompt_rate(summary: Summary) -> float | None:
 ONE = Workload(num_prompts=1, max_concurrency=1, ignore_eos=True, input_len=Span(128, 128), output_len=Span(128, 128))
 MIXED = Workload(num_prompts=16, max_concurrency=16, ignore_eos=True)
 ROWS = {
-    "decode": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate),
+    "decode": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, ONE_BY_ONE),
     "decode-8": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, ("trefoil int8", "llama.cpp q8_0")),
     "decode-4": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, ("trefoil int4", "llama.cpp q4_0")),
     "first-token": Row(
@@ -96,12 +105,17 @@ ROWS = {
         replace(ONE, output_len=Span(2, 2)),
         "ms",
         lambda summary: summary.ttft.median,
+        ONE_BY_ONE,
         is_better_high=False,
     ),
     "concurrent-110m": Row("llama-110m", MIXED, "tokens/s", output_rate),
     "concurrent-0.5b": Row("qwen2.5-0.5b", MIXED, "tokens/s", output_rate),
     "prefill": Row(
-        "qwen2.5-0.5b", replace(ONE, input_len=Span(2048, 2048), output_len=Span(2, 2)), "prompt tokens/s", prompt_rate
+        "qwen2.5-0.5b",
+        replace(ONE, input_len=Span(2048, 2048), output_len=Span(2, 2)),
+        "prompt tokens/s",
+        prompt_rate,
+        ONE_BY_ONE,
     ),
     "prefix": Row(
         "llama-110m",
@@ -149,7 +163,19 @@ def vllm(folder: Path, _: str | None) -> Iterator[str]:
         yield url
 
 
-PEERS = {"trefoil": trefoil, "llama.cpp": llama_cpp, "vllm": vllm}
+@contextmanager
+def transformers(folder: Path, way: str | None) -> Iterator[str]:
+    """`generate`, or its continuous batching, behind a server of a page."""
+    program = HOME / "transformers" / "bin" / "python"
+    if not program.is_file():
+        raise LeftOut("not installed")
+    port = free_port()
+    # -P: `kernels`, for which transformers looks, is not the file of that name here
+    with server([program, "-P", HERE / "transformers_peer.py", folder, port, way], port, {}) as url:
+        yield url
+
+
+PEERS = {"trefoil": trefoil, "llama.cpp": llama_cpp, "vllm": vllm, "transformers": transformers}
 
 
 @contextmanager
