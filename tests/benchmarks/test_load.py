@@ -4,7 +4,7 @@ import httpx
 import orjson
 import pytest
 
-from load import HEADERS, Answer, ask, told
+from load import HEADERS, Answer, ask, main, told
 from report import Record, Run
 from workload import Request
 
@@ -80,3 +80,14 @@ async def test_a_lost_connection_is_a_failure() -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(lost), base_url="http://server") as client:
         got = await ask(client, "m", REQUEST, ignore_eos=True)
     assert got.error == "ConnectError: refused"
+
+
+def test_the_command_tells_what_failed_and_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["load.py", "--url", "http://127.0.0.1:1", "--model", "m", "--num-prompts", "1", "--num-warmups", "0"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "failed: ConnectError" in capsys.readouterr().out
