@@ -50,9 +50,8 @@ inside classify "What a wonderful film!" -m demo-encoder-sentiment | says positi
 inside tag "Emma lives in Lima." | says Lima
 inside embed "a text" | says '^\['
 ask /v1/tasks/question-answering '{"inputs": {"question": "Where does Emma live?", "context": "Emma lives in Lima."}}' | says Lima
-if ask /v1/models | grep -q span-filling; then
-  ask /v1/tasks/span-filling '{"inputs": "The capital of France is ___."}' | says spans
-fi
+ask /v1/tasks/span-filling '{"inputs": "The capital of France is ___."}' | says "is Paris"
+ask /v1/tasks/translation '{"inputs": "Anna lives in Paris.", "parameters": {"src_lang": "en", "tgt_lang": "zh"}}' | says 安娜住在巴黎
 ask / | says trefoil
 ask /metrics | grep generation_tokens_total | says demo-decoder
 

@@ -123,6 +123,22 @@ def test_masks_are_filled_with_candidates(page: Page, demo: Server) -> None:
     picture(page, "fill")
 
 
+def test_gaps_are_filled_with_candidates(page: Page) -> None:
+    page.get_by_role("link", name="Fill").click()
+    page.get_by_label("Model").select_option("demo-encoder-decoder")
+    expect(page.get_by_label("Text")).to_have_value("The capital of France is ___.")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("p.result")).to_have_text("The capital of France is Paris.")
+    page.get_by_label("Text").fill("The capital of ___ is Paris, and the opposite of hot is ___.")
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator(".card mark")).to_have_text(["France", "cold"])
+    expect(page.locator(".card ol li")).to_have_count(4)
+    picture(page, "spans")
+    page.get_by_role("button", name="中文").click()
+    expect(page.get_by_text("片段 1")).to_be_visible()
+    picture(page, "spans-zh")
+
+
 def test_entities_are_coloured_in_the_text(page: Page, demo: Server) -> None:
     page.get_by_role("link", name="Entities").click()
     if not served(page, demo, "token-classification"):

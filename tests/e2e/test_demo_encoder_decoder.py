@@ -56,6 +56,13 @@ def test_gaps_are_filled_in_both_languages(client: httpx.Client) -> None:
     assert [one["text"] for one in filled.json()] == ["The capital of France is Paris.", "法国的首都是巴黎。"]
 
 
+def test_candidates_differ(client: httpx.Client) -> None:
+    body = {"inputs": "___ is the opposite of hot.", "parameters": {"num_candidates": 4}}
+    texts = [one["text"] for one in client.post("/v1/tasks/span-filling", json=body).json()["candidates"]]
+    assert len(set(texts)) == len(texts) == 4
+    assert texts[0] == "Cold is the opposite of hot."
+
+
 def test_a_translation_is_streamed(demo: Server) -> None:
     with openai.OpenAI(base_url=demo.base_url, api_key="none", max_retries=0) as sdk:
         messages: Any = [{"role": "user", "content": "translate English to Chinese: Anna lives in Paris."}]

@@ -13,9 +13,10 @@ function Form({ t, text, setText, work, model, children }) {
 
 export function Fill({ t, models }) {
   const model = useModel(models, "fill-mask", "span-filling");
-  const [text, setText] = useState("The capital of France is [MASK].");
+  const [own, setText] = useState(null);
   const tasks = model.able.find((one) => one.id === model.name)?.tasks ?? [];
   const fills = tasks.includes("fill-mask");
+  const text = own ?? `The capital of France is ${fills ? "[MASK]" : "___"}.`;
   const work = useWork(() => fills
     ? post("/v1/tasks/fill-mask", { model: model.name, inputs: text, parameters: { top_k: 8 } })
     : post("/v1/tasks/span-filling", { model: model.name, inputs: text, parameters: { num_candidates: 4 } }));

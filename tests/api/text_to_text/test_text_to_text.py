@@ -116,7 +116,8 @@ def test_every_gap_is_filled_within_bounds(http: httpx.Client) -> None:
     for text in ("the <extra_id_0> sat on <extra_id_1>.", "the ___ sat on ____."):
         answer = ask(http, "span-filling", text, num_candidates=3, max_span_tokens=5)
         assert answer["text"] == answer["candidates"][0]["text"]
-        assert len(answer["candidates"]) == 3
+        texts = [candidate["text"] for candidate in answer["candidates"]]
+        assert 1 <= len(set(texts)) == len(texts) <= 3
         scores = [candidate["score"] for candidate in answer["candidates"]]
         assert scores == sorted(scores, reverse=True)
         assert 0 < scores[0] <= 1

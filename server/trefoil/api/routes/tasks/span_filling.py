@@ -2,6 +2,7 @@
 
 Gaps are `<extra_id_0>`, `<extra_id_1>`, ... or `___`. One search fills all of them; where an answer leaves a gap out or
 makes it too long, it is gone on with from there, greedily. A span's score is the probability of its tokens in order.
+Ways that fill the gaps with the same ids are one candidate, so there may be fewer than were asked for.
 """
 
 import asyncio
@@ -81,12 +82,14 @@ class Gapped:
         return self.model.tokenizer.sentinel_ids[: self.num_gaps + 1]
 
     async def fill(self, beams: int) -> list[list[Span]]:
-        """The best ways to fill all gaps, best first."""
+        """The best ways to fill all gaps, best first; the sentinel behind the last span ends a way."""
         budget = min(self.num_gaps * (self.max_span + 1) + 1, self.model.room(len(self.ids)))
-        params = self._params(budget, beams=beams, n=beams, forced_first_id=self.sentinels[0])
+        stops = tuple(dict.fromkeys((*self.model.eos_ids, self.sentinels[-1])))
+        params = self._params(budget, beams=beams, n=beams, forced_first_id=self.sentinels[0], stop_ids=stops)
         answers = await _answers(begin(self.model, self.ids, params, GenerationParams()), beams)
         found = await asyncio.gather(*(self._completed(self._spans(answer)) for answer in answers))
-        return sorted(found, key=lambda spans: -math.fsum(lp for span in spans for lp in span.logprobs))
+        found.sort(key=lambda spans: -math.fsum(lp for span in spans for lp in span.logprobs))
+        return list({tuple(tuple(span.ids) for span in spans): spans for spans in found}.values())
 
     def _params(self, max_tokens: int, **changes: Any) -> wire.SamplingParams:
         stops = tuple(self.model.eos_ids)
