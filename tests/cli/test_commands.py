@@ -74,6 +74,13 @@ def test_a_conversation_is_remembered_saved_and_cleared(ask: Run, tmp_path: Path
     assert cleared.read_text() == "\n"
 
 
+def test_masks_and_gaps_are_filled(ask: Run) -> None:
+    assert "capital of france is paris" in ask("fill", "The capital of France is [MASK].")
+    gapped = "The capital of France is ___."
+    assert "The capital of France is Paris." in ask("fill", gapped)
+    assert len(json.loads(ask("fill", gapped, "--top-k", "2", "--json"))["candidates"]) == 2
+
+
 def test_models_are_listed(ask: Run) -> None:
     assert "demo-decoder" in ask("models")
     (model,) = (model for model in json.loads(ask("models", "--json")) if model["id"] == "demo-decoder")

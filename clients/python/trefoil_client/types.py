@@ -266,10 +266,16 @@ class FilledSpan(Answer):
     score: float
 
 
-class FilledSpans(Answer):
+class FilledText(Answer):
     text: str
+    score: float
     spans: list[FilledSpan]
-    candidates: list[Any] = []
+
+
+class FilledSpans(FilledText):
+    """The best way to fill the gaps, and all that were asked for."""
+
+    candidates: list[FilledText]
 
 
 class ZeroShot(Answer):

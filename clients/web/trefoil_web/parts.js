@@ -11,7 +11,7 @@ export function useModel(models, ...tasks) {
 
 export function ModelChoice({ t, model, title = t("Model") }) {
   if (!model.able.length) return html`<p class="note">${t("No served model can do this. Start the server with one that can.")}</p>`;
-  return html`<label class="field"><span>${title}</span>
+  return html`<label class="field model"><span>${title}</span>
     <select value=${model.name} onChange=${(event) => model.choose(event.target.value)}>
       ${model.able.map((one) => html`<option value=${one.id}>${one.id}</option>`)}
     </select></label>`;

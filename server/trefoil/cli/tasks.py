@@ -1,5 +1,6 @@
 """`trefoil classify | fill | tag | embed | tokenizer`: one text in, what the model sees in it out."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from rich.table import Table
 from trefoil.cli.connection import asking
 from trefoil.cli.flags import AsJson, Key, Model, Url, print_json, text_or_stdin
 from trefoil.errors import InvalidSetting
-from trefoil_client.types import Fill, Label
+from trefoil_client.types import Fill, FilledSpans, Label
 from trefoil_models.config_keys import CheckpointError
 from trefoil_models.model_folder import find_folder
 from trefoil_models.tokenizer import Tokenizer, TokenizerError
@@ -18,6 +19,7 @@ app = typer.Typer()
 
 Text = Annotated[str | None, typer.Argument(help="The text; - or none reads standard input.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="How many to show.")]
+GAP = re.compile(r"_{3,}|<extra_id_\d+>")
 
 
 @app.command()
@@ -50,11 +52,15 @@ def fill(
     top_k: TopK = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Fill the masks of a text; `[MASK]` and `<mask>` work with every model."""
+    """Fill the masks of a text, `[MASK]` or `<mask>`, or its gaps of any length, `___`."""
     content = text_or_stdin(text)
     with asking(url, api_key, model) as (client, name):
-        masks = client.fill(content, model=name, top_k=top_k)
-    print_json(masks) if as_json else _show_fills(masks)
+        if GAP.search(content):
+            filled = client.fill_spans(content, model=name, num_candidates=top_k)
+            print_json(filled) if as_json else _show_spans(filled)
+        else:
+            masks = client.fill(content, model=name, top_k=top_k)
+            print_json(masks) if as_json else _show_fills(masks)
 
 
 @app.command()
@@ -115,6 +121,15 @@ def tokenizer(
 def _show_labels(labels: list[Label]) -> None:
     for label in labels:
         typer.echo(f"{label.score:7.4f}  {'#' * round(label.score * 30):<30}  {label.label}")
+
+
+def _show_spans(filled: FilledSpans) -> None:
+    table = Table(box=None)
+    table.add_column("score", justify="right")
+    table.add_column("text")
+    for one in filled.candidates:
+        table.add_row(f"{one.score:.4f}", one.text)
+    Console().print(table)
 
 
 def _show_fills(masks: list[list[Fill]]) -> None:

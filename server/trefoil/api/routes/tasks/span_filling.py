@@ -82,10 +82,15 @@ class Gapped:
         return self.model.tokenizer.sentinel_ids[: self.num_gaps + 1]
 
     async def fill(self, beams: int) -> list[list[Span]]:
-        """The best ways to fill all gaps, best first; the sentinel behind the last span ends a way."""
+        """The best ways to fill all gaps, best first.
+
+        The sentinel behind the last span ends a way; those that mark no end here would only end the same ways again.
+        """
         budget = min(self.num_gaps * (self.max_span + 1) + 1, self.model.room(len(self.ids)))
         stops = tuple(dict.fromkeys((*self.model.eos_ids, self.sentinels[-1])))
-        params = self._params(budget, beams=beams, n=beams, forced_first_id=self.sentinels[0], stop_ids=stops)
+        bans = dict.fromkeys({*self.model.tokenizer.sentinel_ids} - {*self.sentinels[1:]}, -math.inf)
+        first = self.sentinels[0]
+        params = self._params(budget, beams=beams, n=beams, forced_first_id=first, stop_ids=stops, logit_bias=bans)
         answers = await _answers(begin(self.model, self.ids, params, GenerationParams()), beams)
         found = await asyncio.gather(*(self._completed(self._spans(answer)) for answer in answers))
         found.sort(key=lambda spans: -math.fsum(lp for span in spans for lp in span.logprobs))
