@@ -1,10 +1,13 @@
 """A tiny model and its chat tokenizer to train with."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import tiny
+from training.bench import Bench
 from trefoil_models import checkpoint
 from trefoil_models.checkpoint import Model
 from trefoil_models.tokenizer import Tokenizer
@@ -37,3 +40,10 @@ def model(folder: Path) -> Model:
 def same_model(folder: Path) -> Model:
     """Another model with the same weights as `model`."""
     return trainable(folder)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    with closing(bench.store):
+        yield bench

@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +12,14 @@ import transformers
 import tiny
 import tiny_encoders
 import tiny_pairs
+from training.bench import Bench
 from trefoil.rows import RowError
-from trefoil.store.jobs import Job, Spec, State
-from trefoil.store.store import Store
-from trefoil.training.attempt import Attempt
+from trefoil.store.jobs import State
 from trefoil.training.plain_text import sentence_pairs
 from trefoil.training.sources import Sources
-from trefoil.training.worker import Worker
-from trefoil.wire import WorkerSpec
 
-QUICK = {"n_epochs": 30, "batch_size": 4, "learning_rate": 1e-2}
 GOOD, BAD = ("the cat sat on the mat", "one two three"), ("the dog sat on the cat", "eight nine ten")
 CLASSES = [{"text": text, "label": label} for texts, label in ((GOOD, "yes"), (BAD, "no")) for text in texts]
-
-
-class Bench:
-    """A store, and jobs run in this very process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = Store.open(f"sqlite:///{folder}/trefoil.db", folder)
-        self.spec = WorkerSpec(database=f"sqlite:///{folder}/trefoil.db", data_dir=str(folder))
-
-    def run(
-        self, base: Path, method: str, rows: list[dict[str, Any]], *, judge: Path | None = None, **given: Any
-    ) -> Job:
-        """Look through, train, and the job as it stands then."""
-        path = self.folder / "rows"
-        path.write_text("\n".join(json.dumps(row) for row in rows))
-        with path.open("rb") as source:
-            file_id = self.store.files.add(source, filename="train.jsonl", purpose="fine-tune").id
-        spec = Spec(
-            model="tiny",
-            base=str(base),
-            judge=None if judge is None else str(judge),
-            method=method,
-            training_file=file_id,
-            validation_file=file_id,
-            hyperparameters={**QUICK, **given},
-            seed=3,
-        )
-        job = self.store.jobs.create(spec)
-        looking = self.store.jobs.claim("looking", State.VALIDATING)
-        assert looking is not None
-        Worker(self.store, self.spec, None).look_through(looking)  # type: ignore[arg-type]
-        claim = self.store.jobs.claim("training", State.QUEUED)
-        if claim is not None:
-            Attempt(self.store, self.spec, claim, lambda: False).run()
-        return self.store.jobs.get(job.id)
-
-    def folder_of(self, job: Job) -> Path:
-        """What the job made."""
-        assert job.state == State.SUCCEEDED, job.error
-        (model,) = [one for one in self.store.catalog.all() if one.job_id == job.id and one.step is None]
-        return Path(model.folder)
-
-    def losses(self, job: Job) -> list[float]:
-        events = [event.data for event in self.store.jobs.events(job.id) if event.type == "metrics"]
-        return [data["train_loss"] for data in events if data and "train_loss" in data]
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    with closing(bench.store):
-        yield bench
 
 
 def theirs(folder: Path, text: str, pair: str | None = None) -> torch.Tensor:

@@ -1,8 +1,6 @@
 """A policy's answers: drawn anew from the weights as they are, scored as a served reward model scores, learned from."""
 
 import re
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from safetensors.torch import load_file
 
 import tiny
 import tiny_encoders
-from training.test_heads_as_jobs import Bench
+from training.bench import Bench
 from trefoil import wire
 from trefoil.api.fleet import read_model
 from trefoil.api.routes.tasks.reward import Chat, PlainAnswer, Turn, encoded
@@ -38,13 +36,6 @@ CPU = torch.device("cpu")
 def judge(tmp_path: Path) -> Path:
     head = {"head": "ForSequenceClassification", "num_labels": 1}
     return tiny.checkpoint(tmp_path / "judge", "llama", std=0.1, seed=5, **head)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    with closing(bench.store):
-        yield bench
 
 
 def rollout(model: Model, tokenizer: Tokenizer, **params: Any) -> Rollout:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from trefoil import hyperparameters as given_kinds
 from trefoil.store.catalog import ADAPTER, WHOLE, StoredModel
-from trefoil.store.jobs import Claim, Job
+from trefoil.store.jobs import Claim, Job, Want
 from trefoil.store.store import Store
 from trefoil.training import reference
 from trefoil.training.course import course_of
@@ -88,7 +88,7 @@ class Attempt:
             report=self.diary.report,
             evaluate=lambda step: self.diary.evaluated(step, measure(step)),
             publish=publish,
-            heed=self.is_stopping,
+            heed=self._is_to_stop,
             is_save_due=self.saving.is_due,
             saving=self.diary.flush,
             saved=self._saved,
@@ -173,6 +173,15 @@ class Attempt:
             return examples
         model.train(False)
         return reference.known_pairs(model, examples, self.folder, name, budget=self.budget)
+
+    def _is_to_stop(self) -> bool:
+        """Asked after each step: nothing is computed that nobody wants any more. Raises LeaseLost."""
+        if self.is_stopping():
+            return True
+        want = self.store.jobs.wanted(self.claim)
+        if want is None:
+            raise LeaseLost
+        return want != Want.RUN
 
     def _saved(self, step: int) -> None:
         self.saving.done()
