@@ -43,8 +43,8 @@ LEAST_SPLIT = 256
 MOST_SPLITS = 64
 
 DECODE_TILES = {"interpreter": Tile(16, 32, 4, 1), "sm_80": Tile(16, 64, 4, 3), "sm_90": Tile(16, 64, 4, 4)}
-PREFILL_TILES = {"interpreter": Tile(32, 32, 4, 1), "sm_80": Tile(64, 64, 4, 2), "sm_90": Tile(128, 64, 8, 5)}
-SMALL_TILE = Tile(16, 32, 8, 1)
+PREFILL_TILES = {"interpreter": Tile(32, 32, 4, 1), "sm_80": Tile(64, 64, 8, 5), "sm_90": Tile(128, 64, 8, 5)}
+SMALL_TILE = Tile(16, 16, 8, 1)
 """For float32 and for chips of no table."""
 
 
