@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from e2e.serving import Server, serving
+from trefoil.hyperparameters import METHODS, OfHead
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -166,6 +167,16 @@ def test_a_policy_asks_for_a_reward_model(page: Page) -> None:
     expect(note).not_to_be_visible()
     page.get_by_label("Method").select_option("grpo")
     expect(note).to_be_visible()
+
+
+@pytest.mark.parametrize("page", [(1280, 800)], indirect=True, ids=["desk"])
+def test_every_method_is_offered_and_an_adapter_where_the_method_takes_one(page: Page) -> None:
+    page.get_by_role("link", name="Train").click()
+    methods = page.get_by_label("Method")
+    assert set(methods.locator("option").all_inner_texts()) == set(METHODS)
+    for name, kind in METHODS.items():
+        methods.select_option(name)
+        expect(page.get_by_label("LoRA rank")).to_be_visible(visible=not issubclass(kind, OfHead))
 
 
 @pytest.mark.parametrize("page", [(1280, 800)], indirect=True, ids=["desk"])

@@ -5,6 +5,7 @@ import { Chart, ModelChoice, Problem, useEvery, useModel, useWork } from "/stati
 
 const METHODS = ["supervised", "dpo", "reward", "ppo", "grpo", "pretrain", "classification", "token_classification", "question_answering"];
 const SAMPLED = ["ppo", "grpo"];
+const OF_HEADS = ["reward", "classification", "token_classification", "question_answering"]; // these train all weights
 const ENDED = ["succeeded", "failed", "cancelled"];
 const REWARDS = ["reward", "kl", "rewards/margins", "rewards/accuracies"];
 
@@ -35,7 +36,7 @@ function NewJob({ t, models, started }) {
   const work = useWork(async () => {
     const data = file.current.files[0];
     if (!data) throw new Error(t("Choose a file first"));
-    const rank = Number(fields.rank);
+    const rank = OF_HEADS.includes(fields.method) ? 0 : Number(fields.rank);
     const hyperparameters = { n_epochs: Number(fields.epochs), learning_rate: Number(fields.rate), lora: rank ? { r: rank, alpha: 2 * rank } : null };
     if (SAMPLED.includes(fields.method)) hyperparameters.reward_model = judge.name;
     const method = { type: fields.method, [fields.method]: { hyperparameters } };
@@ -49,7 +50,7 @@ function NewJob({ t, models, started }) {
       ${SAMPLED.includes(fields.method) && html`<${ModelChoice} t=${t} model=${judge} title=${t("Reward model")}/>`}
       <label class="field small"><span>${t("Epochs")}</span><input type="number" min="1" max="100" value=${fields.epochs} onInput=${change("epochs")}/></label>
       <label class="field small"><span>${t("Learning rate")}</span><input type="number" step="any" min="0" value=${fields.rate} onInput=${change("rate")}/></label>
-      <label class="field"><span>${t("LoRA rank (0 trains all weights)")}</span><input type="number" min="0" max="256" value=${fields.rank} onInput=${change("rank")}/></label>
+      ${!OF_HEADS.includes(fields.method) && html`<label class="field"><span>${t("LoRA rank (0 trains all weights)")}</span><input type="number" min="0" max="256" value=${fields.rank} onInput=${change("rank")}/></label>`}
       <label class="field small"><span>${t("Name of the result")}</span><input value=${fields.suffix} maxlength="64" onInput=${change("suffix")}/></label>
       <button class="go" disabled=${work.busy || !model.name}>${t("Start training")}</button></div>
     <${Problem} error=${work.error}/></form>`;
