@@ -69,16 +69,8 @@ class Sampler:
 def is_plain(sequence: Sequence) -> bool:
     """Does the sequence take the likeliest token of the model's own logits, without a score?"""
     params = sequence.params
-    is_adjusted = (
-        params.logit_bias
-        or params.repetition_penalty != 1.0
-        or params.presence_penalty
-        or params.frequency_penalty
-        or params.no_repeat_ngram_size
-        or sequence.num_outputs < params.min_tokens
-        or _forced(sequence) is not None
-    )
-    return params.temperature < GREEDY_BELOW and params.logprobs is None and not is_adjusted
+    is_held = sequence.num_outputs < params.min_tokens or _forced(sequence) is not None
+    return params.temperature < GREEDY_BELOW and params.logprobs is None and not is_held and not _has_penalties(params)
 
 
 def _on_host(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
@@ -92,17 +84,20 @@ def _on_host(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
 def is_unadjusted(sequence: Sequence) -> bool:
     """Is every token of it chosen from the model's own logits by what the kernel knows, without a score?"""
     params = sequence.params
-    is_adjusted = (
+    is_held = params.min_tokens or params.forced_first_id is not None or params.forced_last_id is not None
+    is_known = sequence.beams is None and params.logprobs is None and params.typical_p >= 1
+    return is_known and not is_held and not _has_penalties(params)
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    """Does it change logits at every step?"""
+    return bool(
         params.logit_bias
         or params.repetition_penalty != 1.0
         or params.presence_penalty
         or params.frequency_penalty
         or params.no_repeat_ngram_size
-        or params.min_tokens
-        or params.forced_first_id is not None
-        or params.forced_last_id is not None
     )
-    return sequence.beams is None and params.logprobs is None and params.typical_p >= 1 and not is_adjusted
 
 
 def _on_device(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
