@@ -13,6 +13,8 @@ from trefoil_models import checkpoint
 from trefoil_models.adapter_files import save_adapter
 from trefoil_models.lora import LoraShape, attach
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

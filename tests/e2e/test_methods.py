@@ -11,6 +11,8 @@ import tiny
 import tiny_encoders
 from e2e.serving import serving
 
+pytestmark = pytest.mark.slow
+
 GOOD, BAD = "the cat sat on the mat", "one two three"
 QUICK = {"n_epochs": 30, "batch_size": 4, "learning_rate": 1e-2, "save_steps": 1000}
 ANSWER = {"text": ["the mat"], "answer_start": [15]}

@@ -10,6 +10,8 @@ import pytest
 import tiny
 from e2e.serving import Server, eventually, serving
 
+pytestmark = pytest.mark.slow
+
 WORKS = {"TREFOIL_NO_WORKER": "0", "OMP_NUM_THREADS": "1"}
 PROMPTS = ("the cat", "one two", "hello", "what is it?")
 GOOD, BAD = ("aa", "aab", "aba", "a a"), ("xyz", "q", "zz top", "1 2 3")

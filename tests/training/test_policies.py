@@ -28,6 +28,8 @@ from trefoil_models.config_keys import CheckpointError
 from trefoil_models.lora import LoraShape, attach
 from trefoil_models.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [{"prompt": "one two"}, {"prompt": [{"role": "user", "content": "hi"}]}, {"prompt": "the cat"}]
 CPU = torch.device("cpu")
 

@@ -22,6 +22,8 @@ from trefoil.training.objectives.sft import Sft
 from trefoil_models.adapter_files import read_adapter
 from trefoil_models.checkpoint import Model
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = [*tiny.FAMILIES, "bert", "albert", "t5", "bart"]
 
 

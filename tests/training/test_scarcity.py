@@ -13,6 +13,8 @@ from e2e.serving import children, eventually, title
 from training.shop import Shop, open_shop
 from trefoil.store.jobs import Job, State, Want
 
+pytestmark = pytest.mark.slow
+
 SMALL_DISK = 'mount -t tmpfs -o size=2m none "$0" && head -c "$1" /dev/zero > "$0/ballast" && shift && exec "$@"'
 
 
