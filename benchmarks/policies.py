@@ -6,11 +6,6 @@ Both score an answer by how many of its ids are even, so that no reward model's 
 what fails its check: answers must be as long, and as surprising to the untrained model, on both sides.
 """
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +13,7 @@ from typing import Any
 
 import torch
 
-from shapes import make_checkpoint
+from beside_trl import found_by_each, peak_mib
 
 PROMPTS, PROMPT_LEN = 4, 32
 ANSWERS, ANSWER_LEN = 8, 64
@@ -27,19 +22,7 @@ RANK = 16
 
 def main() -> None:
     """Run both, compare what they drew, print a line each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--alone", choices=["trefoil", "trl"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.alone:
-        run = {"trefoil": run_trefoil, "trl": run_trl}[given.alone]
-        print(json.dumps(run(Path(given.folder), given.steps, given.lora)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint("llama-110m", Path(folder), torch.float32)
-        found = {name: _alone(name, folder, given) for name in ("trefoil", "trl")}
+    found = found_by_each(__file__, __doc__, {"trefoil": run_trefoil, "trl": run_trl}, steps=2)
     ours, theirs = found.values()
     assert ours["length"] == theirs["length"] == ANSWER_LEN, found
     assert abs(ours["entropy"] - theirs["entropy"]) < 0.1, found
@@ -144,16 +127,8 @@ def run_trl(folder: Path, steps: int, lora: bool) -> dict[str, float]:
     return _result(moments[-1] - moments[0], steps, first["entropy"], first["completions/mean_length"])
 
 
-def _alone(name: str, folder: str, given: argparse.Namespace) -> dict[str, float]:
-    words = ["--alone", name, "--folder", folder, "--steps", str(given.steps), *(["--lora"] if given.lora else [])]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def _result(seconds: float, steps: int, entropy: float, length: float) -> dict[str, float]:
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"step_s": seconds / steps, "peak_mib": peak_mib, "entropy": entropy, "length": length}
+    return {"step_s": seconds / steps, "peak_mib": peak_mib(), "entropy": entropy, "length": length}
 
 
 if __name__ == "__main__":

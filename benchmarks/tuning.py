@@ -5,18 +5,13 @@
 Refuses to time what fails its check: the first losses must agree as far as another order of the rows lets them.
 """
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from shapes import make_checkpoint
+from beside_trl import found_by_each, peak_mib
 
 ROWS = 1024
 LENGTH = 256
@@ -25,19 +20,7 @@ RANK = 16
 
 def main() -> None:
     """Run both, compare the losses, print a line each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--alone", choices=["trefoil", "trl"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.alone:
-        run = {"trefoil": run_trefoil, "trl": run_trl}[given.alone]
-        print(json.dumps(run(Path(given.folder), given.steps, given.lora)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        make_checkpoint("llama-110m", Path(folder), torch.float32)
-        found = {name: _alone(name, folder, given) for name in ("trefoil", "trl")}
+    found = found_by_each(__file__, __doc__, {"trefoil": run_trefoil, "trl": run_trl}, steps=3)
     losses = [result["loss"] for result in found.values()]
     assert abs(losses[0] - losses[1]) < 0.05, f"the first losses differ: {losses}"
     for name, result in found.items():
@@ -113,16 +96,8 @@ def run_trl(folder: Path, steps: int, lora: bool) -> dict[str, float]:
     return _result(moments[-1] - moments[0], steps, trainer.state.log_history[0]["loss"])
 
 
-def _alone(name: str, folder: str, given: argparse.Namespace) -> dict[str, float]:
-    words = ["--alone", name, "--folder", folder, "--steps", str(given.steps), *(["--lora"] if given.lora else [])]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def _result(seconds: float, steps: int, loss: float) -> dict[str, float]:
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"tokens_per_s": steps * ROWS / seconds, "peak_mib": peak_mib, "loss": loss}
+    return {"tokens_per_s": steps * ROWS / seconds, "peak_mib": peak_mib(), "loss": loss}
 
 
 if __name__ == "__main__":
