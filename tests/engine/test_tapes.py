@@ -46,7 +46,7 @@ def test_a_family_whose_step_torch_computes_says_so_once_and_answers(tmp_path: P
     with capture_logs() as logs:
         got = run(generator(folder, recorder=library), asked)
     assert got == run(generator(folder), asked)
-    assert [log["event"] for log in logs].count("no_tape") <= 2
+    assert 1 <= [log["event"] for log in logs].count("no_tape") <= 2
 
 
 def test_a_tape_plays_over_new_numbers_in_the_old_places(library: Native) -> None:
