@@ -14,6 +14,7 @@ from tokenizers import decoders
 from trefoil_models.chat_template import FALLBACK, ChatTemplate
 from trefoil_models.cutting import Cut, Encoding, cut_to
 from trefoil_models.sentencepiece_model import BYTE_PIECE, WORD_MARK, DummyPrefix, join_bytes, unmarked
+from trefoil_models.tiktoken_file import byte_alphabet
 from trefoil_models.tokenizer_files import Roles, TokenizerError, read_parts, sentinel
 
 __all__ = ["Encoding", "Roles", "TextStream", "Tokenizer", "TokenizerError"]
@@ -57,7 +58,7 @@ class Tokenizer:
         self._decoder = backend.decoder
         decoding = _state(backend.decoder)
         self._spells_bytes = "ByteFallback" in decoding
-        self._alphabet = _byte_alphabet() if "ByteLevel" in decoding else {}
+        self._alphabet = byte_alphabet() if "ByteLevel" in decoding else {}
         self.has_chat_template = template is not None
         leading_bos = roles.bos if roles.bos is not None and self.bos_id in self.encode_ids("")[:1] else ""
         self._chat = ChatTemplate(template or FALLBACK, {**roles.named(), "leading_bos": leading_bos})
@@ -238,10 +239,3 @@ def _known(vocab: Mapping[str, int], token: str | None) -> int | None:
 def _state(decoder: decoders.Decoder | None) -> str:
     """What a decoder is made of, as the library itself writes it down."""
     return "" if decoder is None else decoder.__getstate__().decode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The letters in which byte-level BPE writes bytes: printable Latin-1 as itself, the others from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,17 +1,19 @@
 """A folder's tokenizer files, whichever kind it has, into the parts of a `Tokenizer`; imports no torch.
 
 Reads `tokenizer.json`, or `vocab.json` with `merges.txt`, or `vocab.txt`, or a SentencePiece model: LLaMA's
-`tokenizer.model`, T5's or ALBERT's `spiece.model`, XLM-RoBERTa's or mBART's `sentencepiece.bpe.model`.
+`tokenizer.model`, T5's or ALBERT's `spiece.model`, XLM-RoBERTa's or mBART's `sentencepiece.bpe.model`; or a tiktoken
+file: Qwen 1's `qwen.tiktoken`, GLM-4's `tokenizer.model`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from trefoil_models import tiktoken_file
 from trefoil_models.encoder_tokenizers import (
     ALBERT_ROLES,
     ANGLE_ROLES,
@@ -25,11 +27,12 @@ from trefoil_models.encoder_tokenizers import (
 from trefoil_models.mbart_tokenizer import DEFAULT_CODE, frame_before, frame_behind, mbart, mbart_50
 from trefoil_models.sentencepiece_model import DummyPrefix, SentencePieceModel, build
 
-# How Qwen2 cuts text before BPE (GPT-2's way, save that every digit stands alone and newlines stay with punctuation).
-QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
+GLM_4_SPECIALS = (
+    *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
 )
-
 MOST_SENTINELS = 10_000
 NO_LIMIT = 1_000_000_000
 _Frame = Callable[[tokenizers.Tokenizer, tuple[str, int], tuple[str, int]], None]
@@ -180,7 +183,7 @@ def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     backend.decoder = decoders.ByteLevel()
     if config.family == "Qwen2Tokenizer":
-        words = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
+        words = pre_tokenizers.Split(Regex(tiktoken_file.ONE_DIGIT_WORDS), "isolated")
         letters = pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
@@ -194,9 +197,45 @@ def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
     return Parts(backend, roles)
 
 
-def _from_sentencepiece(folder: Path, config: _Config) -> Parts:
-    """LLaMA's file: a text begins with bos unless the config says no."""
+def _from_model(folder: Path, config: _Config) -> Parts:
+    """LLaMA's file, with bos before a text unless the config says no; or GLM-4's, which is text."""
+    if (folder / "tokenizer.model").read_bytes().isascii():
+        return _tiktoken(
+            folder / "tokenizer.model", config, words=tiktoken_file.THREE_DIGIT_WORDS, specials=GLM_4_SPECIALS
+        )
     return _sentencepiece(_parsed(folder / "tokenizer.model"), config, adds_bos=True)
+
+
+def _from_qwen(folder: Path, config: _Config) -> Parts:
+    """Qwen 1's file."""
+    return _tiktoken(
+        folder / "qwen.tiktoken",
+        config,
+        words=tiktoken_file.ONE_DIGIT_WORDS,
+        specials=QWEN_SPECIALS,
+        normalizer=normalizers.NFC(),
+    )
+
+
+def _tiktoken(
+    path: Path,
+    config: _Config,
+    *,
+    words: str,
+    specials: Sequence[str],
+    normalizer: normalizers.Normalizer | None = None,
+) -> Parts:
+    """The tokenizer of ranks; `specials` follow them where the config lists no tokens of its own."""
+    try:
+        ranks = tiktoken_file.read_ranks(path.read_bytes())
+        specials = () if config.added else specials
+        backend = tiktoken_file.build(ranks, words=words, specials=specials, normalizer=normalizer)
+    except Exception as error:  # base64, numbers and the library each raise their own
+        raise TokenizerError(f"{path.name}: expected a tiktoken file: {error}") from error
+    end = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    roles = config.with_defaults(end).roles()
+    _add_tokens(backend, config, roles)
+    return Parts(backend, roles)
 
 
 def _from_word_pieces(folder: Path, config: _Config) -> Parts:
@@ -302,7 +341,8 @@ def _sentencepiece(model: SentencePieceModel, config: _Config, *, adds_bos: bool
 _SOURCES = {
     ("tokenizer.json",): _from_json,
     ("vocab.json", "merges.txt"): _from_byte_pairs,
-    ("tokenizer.model",): _from_sentencepiece,
+    ("qwen.tiktoken",): _from_qwen,
+    ("tokenizer.model",): _from_model,
     ("spiece.model",): _from_spiece,
     ("sentencepiece.bpe.model",): _from_sentencepiece_bpe,
     ("vocab.txt",): _from_word_pieces,
