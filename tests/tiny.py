@@ -8,6 +8,7 @@ A folder holds config.json, generation_config.json, model.safetensors, tokenizer
 """
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,17 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logging
 
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+import tiny_remote
+
+TRANSFORMERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+"""Families that transformers has a class for."""
+FAMILIES = (*TRANSFORMERS, *tiny_remote.FAMILIES)
+PEER = "peer"
 VOCAB = 320
 TOKENIZER_VOCAB = 300
 SPECIALS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
@@ -54,9 +61,13 @@ def checkpoint(
 ) -> Path:
     """Write a random checkpoint with a tokenizer into `folder` and return it; `overrides` are config keys.
 
+    A family that transformers has no class for is written beside its peer, whose keys the overrides are then.
+
     `head`: the end of another class of transformers than the causal LM, such as ForSequenceClassification.
     """
     logging.disable_progress_bar()
+    if family in tiny_remote.FAMILIES:
+        return _remote_checkpoint(folder, family, seed=seed, std=std, head=head, **overrides)
     settings = {**(GPT2 if family == "gpt2" else DENSE), "bos_token_id": EOS, "eos_token_id": EOS, **overrides}
     auto = AutoModelForCausalLM if head is None else getattr(transformers, f"AutoModel{head}")
     model = auto.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
@@ -64,6 +75,28 @@ def checkpoint(
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def _remote_checkpoint(folder: Path, family: str, **settings: Any) -> Path:
+    """As the family's own files say it, and in a folder within as its peer's do."""
+    remote = tiny_remote.FAMILIES[family]
+    peer = checkpoint(folder / PEER, remote.peer, **{**remote.settings, **settings})
+    config = json.loads((peer / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(remote.config(config)), encoding="utf-8")
+    tensors = published(folder, load_file(peer / "model.safetensors"))
+    save_file({name: x.contiguous() for name, x in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    if (peer / "generation_config.json").is_file():
+        shutil.copy(peer / "generation_config.json", folder)
+    write_tokenizer(folder)
+    return folder
+
+
+def published(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' tensors of a folder, or their gradients, under the names and in the layouts of its family."""
+    if not (folder / PEER).is_dir():
+        return tensors
+    config, peer = (json.loads((path / "config.json").read_text()) for path in (folder, folder / PEER))
+    return tiny_remote.FAMILIES[config["model_type"]].tensors(peer, tensors)
 
 
 def draw_weights(model: torch.nn.Module, *, seed: int, std: float) -> None:
@@ -106,6 +139,7 @@ def _tokenizer() -> str:
 def oracle(folder: Path) -> PreTrainedModel:
     """transformers' model of a folder: float32, eval mode, eager attention."""
     logging.disable_progress_bar()
+    folder = folder / PEER if (folder / PEER).is_dir() else folder
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 

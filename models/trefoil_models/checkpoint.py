@@ -34,6 +34,8 @@ STRAY = re.compile(
 """Buffers that old files carry and nothing needs."""
 
 OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
+HEAD_MATRIX = "lm_head.weight"
+"""What the matrix of the head is called in every model that generates; in files it is the family's `vocab_matrix`."""
 VOCAB_HEADS = frozenset({"next", "mask"})
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -284,6 +286,8 @@ def _found(model: Model, weights: Weights) -> dict[str, str]:
 
 def _own_name(model: Model, file_name: str) -> str:
     """Without the base prefix and in today's words: files of 2018 call a norm's weight gamma and its bias beta."""
+    if file_name == model.vocab_matrix and model.kind != "encoder":
+        return HEAD_MATRIX
     name = file_name.removeprefix(model.base_prefix)
     path, _, leaf = name.rpartition(".")
     name = f"{path}.{OLD_LEAVES[leaf]}" if leaf in OLD_LEAVES else name
@@ -291,6 +295,8 @@ def _own_name(model: Model, file_name: str) -> str:
 
 
 def _file_name(model: Model, name: str) -> str:
+    if name == HEAD_MATRIX:
+        return model.vocab_matrix
     return name if name.partition(".")[0] in model.outside else model.base_prefix + name
 
 

@@ -28,6 +28,7 @@ HEADS_OF_CLASSES = {
     "Model": (),
 }
 """What transformers' class names ask of an encoder, by their ends."""
+CLASSIFYING_DECODERS = ("ForSequenceClassification", "ForRewardModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Heads:
 def asked_heads(architectures: list[str], kind: str) -> frozenset[str]:
     """The heads that the `architectures` of a config.json promise. Raises CheckpointError for a class nobody serves."""
     if kind != "encoder":
-        is_classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
+        is_classifier = any(name.endswith(CLASSIFYING_DECODERS) for name in architectures)
         return frozenset({"class"} if is_classifier else {"next"})
     heads: set[str] = set()
     for name in architectures:

@@ -74,7 +74,13 @@ class ModelFolder:
     @property
     def labels(self) -> tuple[str, ...]:
         """What the outputs of a classifying head are called."""
-        return read_labels(self.config)
+        has_one = self.is_reward_model and "id2label" not in self.config
+        return ("LABEL_0",) if has_one else read_labels(self.config)
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Is it of InternLM 2's class, whose one output is read at a token that asks for it?"""
+        return self.architecture.endswith("ForRewardModel")
 
     @property
     def dtype_name(self) -> str:
@@ -83,7 +89,9 @@ class ModelFolder:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """generation_config.json wins over config.json; one id or a list."""
+        """generation_config.json wins over config.json; one id or a list. A reward model's texts end otherwise."""
+        if self.is_reward_model:
+            return _ids(self.config, "reward_token_id")
         return self._named_ids("eos_token_id")
 
     @property

@@ -18,6 +18,7 @@ VARIANTS = {
     "mistral": ("mistral", {"sliding_window": 4}),
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "qwen3": ("qwen3", {}),
+    "internlm2": ("internlm2", {"attention_bias": True}),
 }
 
 
@@ -34,7 +35,7 @@ def our_gradients(folder: Path, sequences: list[list[int]]) -> dict[str, Tensor]
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         is_turned = any(name.endswith("." + suffix) for suffix in model.transposed)
-        file_name = name if name.startswith("lm_head.") else model.base_prefix + name
+        file_name = model.vocab_matrix if name.startswith("lm_head.") else model.base_prefix + name
         gradients[file_name] = parameter.grad.T if is_turned else parameter.grad
     return gradients
 
@@ -44,7 +45,8 @@ def their_gradients(folder: Path, sequences: list[list[int]]) -> dict[str, Tenso
     for ids in sequences:
         logits = oracle(torch.tensor([ids]), use_cache=False).logits[0]
         F.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="sum").backward()
-    return {name: parameter.grad for name, parameter in oracle.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in oracle.named_parameters()}
+    return tiny.published(folder, gradients)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -88,6 +88,13 @@ CASES = {
     "qwen3 bias": Case("qwen3", {"attention_bias": True}),
     "qwen3 windows": Case("qwen3", {**WINDOWS, "max_window_layers": 1}),
     "qwen3 yarn": Case("qwen3", rope(**YARN)),
+    "internlm2": Case("internlm2"),
+    "internlm2 mha": Case("internlm2", {"num_key_value_heads": 4}),
+    "internlm2 mqa": Case("internlm2", {"num_key_value_heads": 1}),
+    "internlm2 bias": Case("internlm2", {"attention_bias": True}),
+    "internlm2 tied": Case("internlm2", {"tie_word_embeddings": True}),
+    "internlm2 linear": Case("internlm2", rope(**LINEAR)),
+    "internlm2 dynamic": Case("internlm2", {"max_position_embeddings": 32, **rope(**DYNAMIC)}),
 }
 
 EDITS = {

@@ -23,6 +23,7 @@ VARIANTS = {
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "qwen3": {"head_dim": 16},
+    "internlm2": {"attention_bias": True},
 }
 
 

@@ -1,0 +1,86 @@
+"""Families that transformers has no class for: the class of it that computes the same, and how their files say that.
+
+A checkpoint is written as the peer's and then as the family's own: its config.json, its names, its fused projections.
+The mappings are linear, so they turn the peer's gradients into the family's too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Config = dict[str, Any]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """`peer` is transformers' family; config and tensors are made of its own (tensors of both dictionaries)."""
+
+    peer: str
+    config: Callable[[Config], Config]
+    tensors: Callable[[Config, Tensors], Tensors]
+    settings: Config
+
+
+def renamed(tensors: Tensors, *names: tuple[str, str]) -> Tensors:
+    """With parts of their names replaced, first come first served."""
+    out = {}
+    for name, tensor in tensors.items():
+        for old, new in names:
+            name = name.replace(old, new)
+        out[name] = tensor
+    return out
+
+
+def fused(tensors: Tensors, name: str, join: Callable[[list[Tensor]], Tensor]) -> Tensors:
+    """The projections of queries, keys and values as one of this name, weights and biases."""
+    out = {key: tensor for key, tensor in tensors.items() if not any(f".{part}_proj." in key for part in "qkv")}
+    for key in tensors:
+        if ".q_proj." in key:
+            parts = [tensors[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            out[key.replace("q_proj", name)] = join(parts)
+    return out
+
+
+def common(config: Config) -> Config:
+    """The keys that llama's relatives share, in the Hub's dialect."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("rms_norm_eps", "hidden_act", "tie_word_embeddings", "bos_token_id", "eos_token_id")
+    return {"torch_dtype": "float32", **{name: config[name] for name in names}}
+
+
+def _internlm2(config: Config) -> Config:
+    rope = dict(config["rope_parameters"])
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
+    return {
+        **common(config),
+        "model_type": "internlm2",
+        "architectures": [config["architectures"][0].replace("Llama", "InternLM2")],
+        "num_key_value_heads": config["num_key_value_heads"],
+        "max_position_embeddings": config["max_position_embeddings"],
+        "bias": config["attention_bias"],
+        "rope_theta": theta,
+        "rope_scaling": None if kind == "default" else {"type": kind, **rope},
+    }
+
+
+def _internlm2_tensors(config: Config, tensors: Tensors) -> Tensors:
+    kv_heads, width = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
+
+    def by_kv_head(parts: list[Tensor]) -> Tensor:
+        return torch.cat([part.unflatten(0, (kv_heads, -1, width)) for part in parts], 1).flatten(0, 2)
+
+    return renamed(
+        fused(tensors, "wqkv", by_kv_head),
+        *(("embed_tokens", "tok_embeddings"), ("lm_head", "output"), ("self_attn", "attention"), ("o_proj", "wo")),
+        *(("input_layernorm", "attention_norm"), ("post_attention_layernorm", "ffn_norm"), ("mlp", "feed_forward")),
+        *(("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")),
+    )
+
+
+FAMILIES = {
+    "internlm2": Remote("llama", _internlm2, _internlm2_tensors, {}),
+}
