@@ -37,6 +37,16 @@ class ChatTemplateError(ValueError):
     """A chat that the model's template does not render."""
 
 
+def message_text(message: Mapping[str, object]) -> str:
+    """A message's content as one string. Raises ChatTemplateError where a part of it is no text."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, Sequence):
+        raise ChatTemplateError(f"message content must be a string or a list of parts, not {type(content).__name__}")
+    return "".join(map(_part_text, content))
+
+
 class ChatTemplate:
     """One model's way to write a chat as text."""
 
@@ -229,12 +239,7 @@ def _check_widths(values: Iterable[object]) -> None:
 
 def _with_text(message: Mapping[str, object]) -> dict[str, object]:
     """The message with its content as one string, which is what templates expect."""
-    content = message.get("content")
-    if isinstance(content, str) or content is None:
-        return dict(message)
-    if not isinstance(content, Sequence):
-        raise ChatTemplateError(f"message content must be a string or a list of parts, not {type(content).__name__}")
-    return {**message, "content": "".join(map(_part_text, content))}
+    return dict(message) if message.get("content") is None else {**message, "content": message_text(message)}
 
 
 def _part_text(part: object) -> str:

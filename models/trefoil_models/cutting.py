@@ -45,6 +45,20 @@ class Encoding:
         )
 
 
+def end_to_end(pieces: Sequence[tuple[Encoding, int]]) -> Encoding:
+    """Texts of these lengths, each encoded by itself, as one text."""
+    whole, start = Encoding([], [], [], [], [], []), 0
+    for piece, length in pieces:
+        whole.ids.extend(piece.ids)
+        whole.tokens.extend(piece.tokens)
+        whole.offsets.extend((start + begin, start + end) for begin, end in piece.offsets)
+        whole.type_ids.extend(piece.type_ids)
+        whole.texts.extend(piece.texts)
+        whole.words.extend(piece.words)
+        start += length
+    return whole
+
+
 class TooLittleRoomError(ValueError):
     """What must stay does not fit by itself."""
 

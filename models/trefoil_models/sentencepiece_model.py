@@ -111,7 +111,8 @@ class DummyPrefix:
     @classmethod
     def around(cls, controls: Iterable[str], *, legacy: bool) -> "DummyPrefix":
         """For a tokenizer that finds these control tokens in a text."""
-        control = "|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)"
+        names = (rf"\b{name}\b" if name.isalpha() else re.escape(name) for name in controls)
+        control = "|".join(sorted(names, key=len, reverse=True)) or "(?!)"
         before = rf"(?:\A|{control})" if legacy else r"\A"
         return cls(re.compile(rf"{before}(?!{control}|\Z)"))
 
@@ -138,7 +139,12 @@ def build(model: SentencePieceModel) -> tokenizers.Tokenizer:
     backend.decoder = decoders.Sequence(steps)
     backend.add_tokens(
         [
-            AddedToken(piece.text, normalized=False, special=piece.kind != Kind.USER_DEFINED)
+            AddedToken(
+                piece.text,
+                normalized=False,
+                special=piece.kind != Kind.USER_DEFINED,
+                single_word=piece.text.isalpha(),
+            )
             for piece in model.pieces
             if piece.kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)
         ]

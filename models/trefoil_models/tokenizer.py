@@ -4,6 +4,7 @@ What the folder's files say is `tokenizer_files`' business; imports no torch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import cast
@@ -11,8 +12,9 @@ from typing import cast
 import tokenizers
 from tokenizers import decoders
 
-from trefoil_models.chat_template import FALLBACK, ChatTemplate
-from trefoil_models.cutting import Cut, Encoding, cut_to
+from trefoil_models.chat_template import FALLBACK, ChatTemplate, ChatTemplateError
+from trefoil_models.cutting import Cut, Encoding, cut_to, end_to_end
+from trefoil_models.family_chats import Chat, FamilyChat, Kind, Part, family_chat
 from trefoil_models.sentencepiece_model import BYTE_PIECE, WORD_MARK, DummyPrefix, join_bytes, unmarked
 from trefoil_models.tiktoken_file import byte_alphabet
 from trefoil_models.tokenizer_files import Roles, TokenizerError, read_parts, sentinel
@@ -26,7 +28,10 @@ HALF = "\ufffd"  # what bytes decode to that are not (yet) a character
 
 
 class Tokenizer:
-    """What a model's folder says about text."""
+    """What a model's folder says about text.
+
+    Where texts do not `name tokens`, the spelling of a special token in one is text like any other.
+    """
 
     def __init__(
         self,
@@ -35,10 +40,13 @@ class Tokenizer:
         *,
         prefix: DummyPrefix | None = None,
         template: str | None = None,
+        chat: FamilyChat | None = None,
+        names_tokens: bool = True,
         longest: int | None = None,
     ) -> None:
         self._backend = backend
         self._prefix = prefix
+        self._names_tokens = names_tokens
         self.longest = longest
         vocab = backend.get_vocab(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
@@ -60,14 +68,23 @@ class Tokenizer:
         self._spells_bytes = "ByteFallback" in decoding
         self._alphabet = byte_alphabet() if "ByteLevel" in decoding else {}
         self.has_chat_template = template is not None
+        self._family_chat = None if self.has_chat_template else chat
         leading_bos = roles.bos if roles.bos is not None and self.bos_id in self.encode_ids("")[:1] else ""
-        self._chat = ChatTemplate(template or FALLBACK, {**roles.named(), "leading_bos": leading_bos})
+        self._template = ChatTemplate(template or FALLBACK, {**roles.named(), "leading_bos": leading_bos})
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder; TokenizerError where there is none that can be read."""
         parts = read_parts(folder)
-        return cls(parts.backend, parts.roles, prefix=parts.prefix, template=parts.template, longest=parts.longest)
+        return cls(
+            parts.backend,
+            parts.roles,
+            prefix=parts.prefix,
+            template=parts.template,
+            chat=family_chat(folder, parts.backend),
+            names_tokens=parts.names_tokens,
+            longest=parts.longest,
+        )
 
     @property
     def takes_pairs(self) -> bool:
@@ -77,12 +94,9 @@ class Tokenizer:
     def encode(self, text: str, *, pair: str | None = None, add_special_tokens: bool = True) -> Encoding:
         """The text as tokens, with their places in it; those of a second text, of type 1, have their places in that."""
         assert pair is None or self.takes_pairs
-        marked, marks = self._prefix.put(text) if self._prefix else (text, [])
-        found = self._backend.encode(marked, pair, add_special_tokens=add_special_tokens)
-        offsets = found.offsets
-        if marks:
-            offsets = [(unmarked(start, marks), unmarked(end, marks)) for start, end in offsets]
-        return Encoding(found.ids, found.tokens, offsets, found.type_ids, found.sequence_ids, found.word_ids)
+        if not self._names_tokens:
+            return self._encode_plainly(text, pair, add_special_tokens=add_special_tokens)
+        return self._encode_named(text, pair, add_special_tokens=add_special_tokens)
 
     def encode_within(self, text: str, limit: int, *, pair: str | None = None, cut: Cut = "longest") -> Encoding:
         """The same cut to `limit` tokens, of a long text reading no more than that takes. Raises TooLittleRoomError."""
@@ -105,6 +119,8 @@ class Tokenizer:
 
     def encode_ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids alone, which is cheaper."""
+        if not self._names_tokens:
+            return self.encode(text, add_special_tokens=add_special_tokens).ids
         marked = self._prefix.put(text)[0] if self._prefix else text
         return self._backend.encode_batch_fast([marked], add_special_tokens=add_special_tokens)[0].ids
 
@@ -150,6 +166,33 @@ class Tokenizer:
             return bytes([int(byte[1], 16)])
         return token.replace(WORD_MARK, " ").encode()
 
+    @property
+    def writes_chats(self) -> bool:
+        """Does the folder or its family say how chats are written?"""
+        return self.has_chat_template or self._family_chat is not None
+
+    @property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """What ends a turn of a chat besides the folder's eos."""
+        ends = self._family_chat.ends if self._family_chat else ()
+        return tuple(token_id for end in ends if (token_id := self.token_id(end)) is not None)
+
+    def write_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        extra: Mapping[str, object] | None = None,
+    ) -> Chat:
+        """A conversation as the folder's template writes it, or else its family. Raises ChatTemplateError."""
+        if self._family_chat is None:
+            text = self._template.render(messages, add_generation_prompt=add_generation_prompt, extra=extra)
+            return Chat((Part(text, Kind.MARKED),))
+        for name, value in (extra or {}).items():
+            if value is not None:
+                raise ChatTemplateError(f"this family's chats know no {name}")
+        return Chat(tuple(self._family_chat.write(messages, add_generation_prompt)))
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, object]],
@@ -157,8 +200,56 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         extra: Mapping[str, object] | None = None,
     ) -> str:
-        """The prompt for a chat, to be encoded without special tokens, as it already holds them."""
-        return self._chat.render(messages, add_generation_prompt=add_generation_prompt, extra=extra)
+        """The same as one text."""
+        return self.write_chat(messages, add_generation_prompt=add_generation_prompt, extra=extra).text
+
+    def encode_chat(self, chat: Chat) -> Encoding:
+        """The chat as tokens, with their places in its text."""
+        return end_to_end([(self._encode_part(part), len(part.text)) for part in chat.parts])
+
+    def chat_ids(self, chat: Chat) -> list[int]:
+        """The ids alone, which is cheaper."""
+        return [token_id for part in chat.parts for token_id in self._part_ids(part)]
+
+    def _encode_part(self, part: Part) -> Encoding:
+        match part.kind:
+            case Kind.TOKEN:
+                return Encoding([self._required(part.text)], [part.text], [(0, len(part.text))], [0], [0], [None])
+            case Kind.MARKED:
+                return self._encode_named(part.text, add_special_tokens=False)
+            case Kind.TEXT:
+                return self._encode_plainly(part.text, add_special_tokens=False)
+
+    def _part_ids(self, part: Part) -> list[int]:
+        is_named = part.kind is Kind.MARKED and self._names_tokens
+        return self.encode_ids(part.text, add_special_tokens=False) if is_named else self._encode_part(part).ids
+
+    def _encode_named(self, text: str, pair: str | None = None, *, add_special_tokens: bool) -> Encoding:
+        """With the special tokens that the text names."""
+        marked, marks = self._prefix.put(text) if self._prefix else (text, [])
+        return _encoding(self._backend.encode(marked, pair, add_special_tokens=add_special_tokens), marks)
+
+    def _encode_plainly(self, text: str, pair: str | None = None, *, add_special_tokens: bool) -> Encoding:
+        """As text alone."""
+        marked, marks = self._plain_prefix.put(text) if self._plain_prefix else (text, [])
+        return _encoding(self._plain.encode(marked, pair, add_special_tokens=add_special_tokens), marks)
+
+    def _required(self, token: str) -> int:
+        token_id = self.token_id(token)
+        if token_id is None:
+            raise ChatTemplateError(f"this family's chats need the token {token!r}, which the tokenizer lacks")
+        return token_id
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """A copy that takes no text for a special token."""
+        plain = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        plain.encode_special_tokens = True
+        return plain
+
+    @cached_property
+    def _plain_prefix(self) -> DummyPrefix | None:
+        return DummyPrefix.around((), legacy=False) if self._prefix else None
 
     def stream(self, prompt_ids: Sequence[int], *, skip_special_tokens: bool) -> "TextStream":
         """The text that generated ids add to this prompt, piece by piece."""
@@ -221,6 +312,14 @@ def _after(shown: str, text: str) -> str:
         return text[len(shown) :]
     num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shown, text, strict=False)))
     return text[num_common:]
+
+
+def _encoding(found: tokenizers.Encoding, marks: list[int]) -> Encoding:
+    """As the library gives it, of a text in which the prefix put these marks."""
+    offsets = found.offsets
+    if marks:
+        offsets = [(unmarked(start, marks), unmarked(end, marks)) for start, end in offsets]
+    return Encoding(found.ids, found.tokens, offsets, found.type_ids, found.sequence_ids, found.word_ids)
 
 
 def _sentinels(vocab: Mapping[str, int]) -> Iterator[int]:

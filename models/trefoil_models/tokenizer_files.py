@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from trefoil_models import tiktoken_file
+from trefoil_models.chatglm_tokenizer import CHATGLM_ROLES, frame, special_tokens
 from trefoil_models.encoder_tokenizers import (
     ALBERT_ROLES,
     ANGLE_ROLES,
@@ -68,12 +69,16 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a folder's files give: the library's tokenizer, the tokens with a part to play, prefix and chat template."""
+    """What a folder's files give: the library's tokenizer, the tokens with a part to play, prefix and chat template.
+
+    `names_tokens`: whether the spelling of a special token within a text is that token.
+    """
 
     backend: tokenizers.Tokenizer
     roles: Roles
     prefix: DummyPrefix | None = None
     template: str | None = None
+    names_tokens: bool = True
     longest: int | None = None
 
 
@@ -86,12 +91,18 @@ class _Config:
 
     @classmethod
     def read(cls, folder: Path) -> "_Config":
-        stated = {"tokenizer_class": _CLASSES.get(str(_json(folder, "config.json").get("model_type")))}
-        values = {**stated, **_json(folder, "special_tokens_map.json"), **_json(folder, "tokenizer_config.json")}
+        stated = {"tokenizer_class": _CLASSES.get(str(read_object(folder, "config.json").get("model_type")))}
+        values = {
+            **stated,
+            **read_object(folder, "special_tokens_map.json"),
+            **read_object(folder, "tokenizer_config.json"),
+        }
         listed = values.get("added_tokens_decoder")
         if isinstance(listed, Mapping):
             return cls(values, {_place(place): _added_token(token) for place, token in listed.items()})
-        old = {place: AddedToken(token, special=False) for token, place in _json(folder, "added_tokens.json").items()}
+        old = {
+            place: AddedToken(token, special=False) for token, place in read_object(folder, "added_tokens.json").items()
+        }
         return cls(values, {place: token for place, token in old.items() if isinstance(place, int)})
 
     @property
@@ -173,7 +184,7 @@ def _from_json(folder: Path, config: _Config) -> Parts:
 
 def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
     """GPT-2's files, also used by RoBERTa, BART and Qwen2."""
-    if "Ġ" not in _json(folder, "vocab.json"):
+    if "Ġ" not in read_object(folder, "vocab.json"):
         raise TokenizerError("vocab.json: expected a byte-level BPE vocabulary, where a space is written Ġ")
     try:
         backend = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
@@ -198,12 +209,23 @@ def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
 
 
 def _from_model(folder: Path, config: _Config) -> Parts:
-    """LLaMA's file, with bos before a text unless the config says no; or GLM-4's, which is text."""
-    if (folder / "tokenizer.model").read_bytes().isascii():
-        return _tiktoken(
-            folder / "tokenizer.model", config, words=tiktoken_file.THREE_DIGIT_WORDS, specials=GLM_4_SPECIALS
-        )
-    return _sentencepiece(_parsed(folder / "tokenizer.model"), config, adds_bos=True)
+    """LLaMA's file, with bos before a text unless the config says no; or ChatGLM's; or GLM-4's, which is text."""
+    path = folder / "tokenizer.model"
+    if path.read_bytes().isascii():
+        parts = _tiktoken(path, config, words=tiktoken_file.THREE_DIGIT_WORDS, specials=GLM_4_SPECIALS)
+        frame(parts.backend, "[gMASK]", "<sop>")
+        return parts
+    if config.family == "ChatGLMTokenizer":
+        return _from_chatglm(folder, config)
+    return _sentencepiece(_parsed(path), config, adds_bos=True)
+
+
+def _from_chatglm(folder: Path, config: _Config) -> Parts:
+    """ChatGLM2's and 3's file: the special tokens follow its pieces."""
+    model = _parsed(folder / "tokenizer.model").extended(special_tokens(folder))
+    parts = _sentencepiece(model, config.with_defaults(CHATGLM_ROLES), adds_bos=False)
+    frame(parts.backend, "[gMASK]", "sop")
+    return replace(parts, names_tokens=False)
 
 
 def _from_qwen(folder: Path, config: _Config) -> Parts:
@@ -354,6 +376,7 @@ _CLASSES = {
     "mbart": "MBartTokenizer",
     "albert": "AlbertTokenizer",
     "qwen2": "Qwen2Tokenizer",
+    "chatglm": "ChatGLMTokenizer",
 }
 """The tokenizer of a model_type, where tokenizer_config.json does not name it and the files do not tell."""
 
@@ -405,7 +428,7 @@ def _required(backend: tokenizers.Tokenizer, token: str) -> int:
     return token_id
 
 
-def _json(folder: Path, name: str) -> dict[str, object]:
+def read_object(folder: Path, name: str) -> dict[str, object]:
     """A JSON object of the folder; empty where the file is not there."""
     path = folder / name
     if not path.is_file():

@@ -356,7 +356,7 @@ class Fleet:
                 start.reached.set_result(None)
             if isinstance(message, wire.Ready):
                 log.info("model_ready", model=model.name, dtype=message.dtype, max_model_len=message.max_model_len)
-                if "text-generation" in message.tasks and not model.tokenizer.has_chat_template:
+                if "text-generation" in message.tasks and not model.tokenizer.writes_chats:
                     log.info("no_chat_template", model=model.name, instead="a plain User:/Assistant: layout")
 
         for socket, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
@@ -408,7 +408,7 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
         name=source.name,
         folder=folder.path,
         tokenizer=tokenizer,
-        eos_ids=eos_ids,
+        eos_ids=tuple(dict.fromkeys((*eos_ids, *tokenizer.turn_end_ids))),
         defaults=defaults,
         config=folder.config,
         labels=labels,

@@ -12,6 +12,7 @@ from trefoil.api.schemas import GenerationParams
 from trefoil.api.text_stream import ScoredToken, TextStream
 from trefoil.errors import InvalidRequest
 from trefoil_models.chat_template import ChatTemplateError
+from trefoil_models.family_chats import Chat
 from trefoil_models.tokenizer import Tokenizer
 
 TEMPLATE_TIMEOUT_S = 5.0
@@ -24,21 +25,21 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-async def render_chat(
+async def write_chat(
     fleet: Fleet,
     model: ServedModel,
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool,
     extra: Mapping[str, Any] | None,
-) -> str:
-    """The conversation as the model's template writes it. Raises InvalidRequest where the template refuses it.
+) -> Chat:
+    """The conversation as the model's template or family writes it. Raises InvalidRequest where it is refused.
 
     A template is a program from somebody else's folder: it runs in a sandbox, in a thread, and is not waited for long.
     """
     try:
         rendering = fleet.in_thread(
-            lambda: model.tokenizer.render_chat(messages, add_generation_prompt=add_generation_prompt, extra=extra)
+            lambda: model.tokenizer.write_chat(messages, add_generation_prompt=add_generation_prompt, extra=extra)
         )
         return await asyncio.wait_for(rendering, TEMPLATE_TIMEOUT_S)
     except TimeoutError:
@@ -48,14 +49,26 @@ async def render_chat(
         raise InvalidRequest(f"the model's chat template refused the messages: {error}", param="messages") from error
 
 
+async def encode_chat(fleet: Fleet, model: ServedModel, chat: Chat) -> list[int]:
+    """Its ids; it holds its special tokens already. Raises InvalidRequest as `encode_prompt` does."""
+    ids = await fleet.off_loop(len(chat.text), lambda: model.tokenizer.chat_ids(chat))
+    return begun(model, ids, param="messages")
+
+
 async def encode_prompt(
     fleet: Fleet, model: ServedModel, text: str, *, param: str, add_special_tokens: bool = True
 ) -> list[int]:
-    """The prompt's ids; an empty one becomes the token that begins texts. Raises InvalidRequest where there is none."""
+    """The prompt's ids. Raises InvalidRequest as `begun` does."""
     tokenizer = model.tokenizer
     ids = await fleet.off_loop(len(text), lambda: tokenizer.encode_ids(text, add_special_tokens=add_special_tokens))
+    return begun(model, ids, param=param)
+
+
+def begun(model: ServedModel, ids: list[int], *, param: str) -> list[int]:
+    """These ids, or for none the token that begins texts. Raises InvalidRequest where there is none."""
     if ids:
         return ids
+    tokenizer = model.tokenizer
     start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     if start is None:
         raise InvalidRequest("the prompt is empty and the model has no token to begin with", param=param)

@@ -6,6 +6,7 @@ from itertools import chain
 
 from trefoil.rows import Chat, Continuation, Message, Preference, Prompt, Row, RowError
 from trefoil.training.examples import Asked, Example, Pair
+from trefoil_models.family_chats import Chat as Written
 from trefoil_models.tokenizer import Tokenizer
 
 
@@ -79,10 +80,10 @@ def chat_example(chat: Chat, reader: Reader, *, first: int = 0) -> Example:
     if reader.start_id is not None:
         return reader.pair(*_last_turn(chat))
     tokenizer = reader.tokenizer
-    text = _rendered(chat, len(chat.messages), tokenizer)
-    encoding = tokenizer.encode(text, add_special_tokens=False)
+    written = _written(chat, len(chat.messages), tokenizer)
+    encoding = tokenizer.encode_chat(written)
     ids, is_label = list(encoding.ids), [False] * len(encoding.ids)
-    for start, end in _answer_spans(chat, text, tokenizer, first):
+    for start, end in _answer_spans(chat, written.text, tokenizer, first):
         for at in _spoken(ids, encoding.offsets, start, end, reader.end_ids):
             is_label[at] = True
     if not any(is_label[1:]):
@@ -111,8 +112,7 @@ def asked(row: Row, reader: Reader, *, room: int) -> Asked:
     if isinstance(row.prompt, str):
         ids = reader.tokenizer.encode_ids(row.prompt)
     else:
-        text = _rendered(Chat(row.prompt), len(row.prompt), reader.tokenizer, asks=True)
-        ids = reader.tokenizer.encode_ids(text, add_special_tokens=False)
+        ids = reader.tokenizer.chat_ids(_written(Chat(row.prompt), len(row.prompt), reader.tokenizer, asks=True))
     limit = reader.longest - room
     if limit < 1:
         raise RowError(f"an answer of {room} tokens leaves no room for a prompt: the limit of both is {reader.longest}")
@@ -130,12 +130,12 @@ def _last_turn(chat: Chat) -> tuple[str, str]:
     return asked[-1], answer["content"]
 
 
-def _rendered(chat: Chat, num_messages: int, tokenizer: Tokenizer, *, asks: bool = False) -> str:
+def _written(chat: Chat, num_messages: int, tokenizer: Tokenizer, *, asks: bool = False) -> Written:
     extra = {"tools": list(chat.tools)} if chat.tools else None
     messages: list[Message] = [
         {name: value for name, value in message.items() if name != "weight"} for message in chat.messages[:num_messages]
     ]
-    return tokenizer.render_chat(messages, add_generation_prompt=asks, extra=extra)
+    return tokenizer.write_chat(messages, add_generation_prompt=asks, extra=extra)
 
 
 def _answer_spans(chat: Chat, text: str, tokenizer: Tokenizer, first: int) -> Iterator[tuple[int, int]]:
@@ -143,8 +143,8 @@ def _answer_spans(chat: Chat, text: str, tokenizer: Tokenizer, first: int) -> It
     for number, message in enumerate(chat.messages):
         if number < first or message["role"] != "assistant" or message.get("weight") == 0:
             continue
-        before = _rendered(chat, number, tokenizer, asks=True)
-        through = _rendered(chat, number + 1, tokenizer)
+        before = _written(chat, number, tokenizer, asks=True).text
+        through = _written(chat, number + 1, tokenizer).text
         if not (text.startswith(through) and through.startswith(before)):
             raise RowError(
                 f"the chat template writes message {number} otherwise once others follow: end the chat there"

@@ -68,8 +68,7 @@ class Judge:
             encoding = self.tokenizer.encode(prompt + answer)
         else:
             messages = [*prompt, {"role": "assistant", "content": answer}]
-            text = self.tokenizer.render_chat(messages, add_generation_prompt=False)
-            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+            encoding = self.tokenizer.encode_chat(self.tokenizer.write_chat(messages, add_generation_prompt=False))
         ids, types = list(encoding.ids), list(encoding.type_ids)
         if self.end_ids and ids[-1:] and ids[-1] not in self.end_ids:
             ids, types = [*ids, self.end_ids[0]], [*types, 0]

@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, refuse_prompt_scores, render_chat
+from trefoil.api.generation import (
+    begin,
+    encode_chat,
+    encode_prompt,
+    new_id,
+    prompt_logprobs_body,
+    refuse_prompt_scores,
+    write_chat,
+)
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import MAX_TOP, GenerationParams, PromptScores, Text, UsageAnswer, usage_body
@@ -150,20 +158,20 @@ async def chat(body: ChatRequest, request: Request, models: Models, model: str |
 
 
 async def _prompt(fleet: Fleet, model: ServedModel, body: ChatRequest) -> list[int]:
-    """Render the conversation and encode it; the template writes all special tokens itself.
+    """Write the conversation and encode it.
 
     An encoder-decoder's encoder reads the last user message.
     """
     if model.start is not None:
         return await encode_prompt(fleet, model, body.last_user_text, param="messages")
-    text = await render_chat(
+    chat = await write_chat(
         fleet,
         model,
         [message.rendered() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt is not False,
         extra=body.chat_template_kwargs,
     )
-    return await encode_prompt(fleet, model, text, param="messages", add_special_tokens=False)
+    return await encode_chat(fleet, model, chat)
 
 
 async def _whole(

@@ -68,10 +68,10 @@ def encoded(model: ServedModel, given: PlainAnswer | Chat) -> Encoding:
     if isinstance(given, PlainAnswer):
         return _ended(model, tokenizer.encode(given.prompt + given.response))
     try:
-        text = tokenizer.render_chat([turn.model_dump() for turn in given.messages], add_generation_prompt=False)
+        chat = tokenizer.write_chat([turn.model_dump() for turn in given.messages], add_generation_prompt=False)
     except ChatTemplateError as error:
         raise InvalidRequest(f"the chat template refuses this: {error}", param="inputs.messages") from error
-    return _ended(model, tokenizer.encode(text, add_special_tokens=False))
+    return _ended(model, tokenizer.encode_chat(chat))
 
 
 def _ended(model: ServedModel, encoding: Encoding) -> Encoding:

@@ -6,12 +6,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models
-from trefoil.api.generation import render_chat
+from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.api.generation import write_chat
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer
 from trefoil.api.routes.openai.chat import Message
 from trefoil.api.schemas import Text, TokenId
 from trefoil.errors import InvalidRequest
+from trefoil_models.cutting import Encoding
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -57,18 +59,7 @@ async def tokenize(body: TokenizeRequest, models: Models, model: str | None = No
     if (body.text is None) == (body.messages is None):
         raise InvalidRequest("give either text or messages", param="text" if body.text is None else "messages")
     served = models.find(body.model, model)
-    tokenizer, text = served.tokenizer, body.text
-    if text is None:
-        text = await render_chat(
-            models,
-            served,
-            [message.rendered() for message in body.messages or []],
-            add_generation_prompt=body.add_generation_prompt,
-            extra=body.chat_template_kwargs,
-        )
-    # a template writes its special tokens itself
-    has_special = body.add_special_tokens if body.add_special_tokens is not None else body.messages is None
-    found = await models.off_loop(len(text), lambda: tokenizer.encode(text, add_special_tokens=has_special))
+    found = await _encoded(models, served, body)
     return {
         "tokens": found.tokens,
         "ids": found.ids,
@@ -76,6 +67,24 @@ async def tokenize(body: TokenizeRequest, models: Models, model: str | None = No
         "type_ids": found.type_ids,
         "count": len(found.ids),
     }
+
+
+async def _encoded(models: Fleet, served: ServedModel, body: TokenizeRequest) -> Encoding:
+    """Of a conversation the special tokens it was written with, and those around it only where they are asked for."""
+    tokenizer, text = served.tokenizer, body.text
+    if text is None:
+        chat = await write_chat(
+            models,
+            served,
+            [message.rendered() for message in body.messages or []],
+            add_generation_prompt=body.add_generation_prompt,
+            extra=body.chat_template_kwargs,
+        )
+        if not body.add_special_tokens:
+            return await models.off_loop(len(chat.text), lambda: tokenizer.encode_chat(chat))
+        text = chat.text
+    has_special = body.add_special_tokens is not False
+    return await models.off_loop(len(text), lambda: tokenizer.encode(text, add_special_tokens=has_special))
 
 
 @router.post("/v1/detokenize", response_model=TextAnswer)
