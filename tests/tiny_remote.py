@@ -81,6 +81,17 @@ def _internlm2_tensors(config: Config, tensors: Tensors) -> Tensors:
     )
 
 
+def _baichuan(config: Config) -> Config:
+    """The first model of 7B, whose class alone is spelled with a capital C."""
+    longest = {"max_position_embeddings": config["max_position_embeddings"]}
+    return {**common(config), **longest, "model_type": "baichuan", "architectures": ["BaiChuanForCausalLM"]}
+
+
+def _baichuan_tensors(config: Config, tensors: Tensors) -> Tensors:
+    return fused(tensors, "W_pack", torch.cat)
+
+
 FAMILIES = {
+    "baichuan": Remote("llama", _baichuan, _baichuan_tensors, {"num_key_value_heads": 4}),
     "internlm2": Remote("llama", _internlm2, _internlm2_tensors, {}),
 }

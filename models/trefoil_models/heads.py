@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trefoil_kernels.linear import linear
@@ -69,9 +70,14 @@ class NextToken(nn.Module):
         super().__init__()
         self.weight, self.bias = weight_VM, bias_1V
 
+    @property
+    def matrix(self) -> Tensor:
+        """What rows are multiplied by, [V, M]."""
+        return self.weight
+
     def logits(self, hidden_RM: Tensor) -> Tensor:
         """[R, V] in the model's dtype."""
-        return linear(hidden_RM, self.weight, None if self.bias is None else self.bias[0])
+        return linear(hidden_RM, self.matrix, None if self.bias is None else self.bias[0])
 
     def logprobs(self, hidden_RM: Tensor, labels_R: Tensor) -> Tensor:
         """log p(label) per row, float32 [R], without keeping the logits."""
@@ -94,6 +100,14 @@ class NextToken(nn.Module):
     def _without_bias(self, hidden_RM: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and matrix that give the same logits: a column of ones meets the bias as one more column."""
         if self.bias is None:
-            return hidden_RM, self.weight
+            return hidden_RM, self.matrix
         rows_RM = torch.cat([hidden_RM, torch.ones_like(hidden_RM[:, :1])], 1)
-        return rows_RM, torch.cat([self.weight, self.bias.T], 1)
+        return rows_RM, torch.cat([self.matrix, self.bias.T], 1)
+
+
+class NormHead(NextToken):
+    """Baichuan 2's: each row of the matrix is brought to unit length, also while the weight learns."""
+
+    @property
+    def matrix(self) -> Tensor:
+        return F.normalize(self.weight)

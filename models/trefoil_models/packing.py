@@ -44,6 +44,7 @@ def pack(model: Any, quantization: str | None = None) -> None:
         if isinstance(module, Linear):
             own = packed_linear.pack if isinstance(module, WideLinear) else packer
             _replace(model, name, module, own(module.weight, module.bias))
+    settle_head(model)
     head = getattr(model, "lm_head", None)
     if isinstance(head, NextToken) and (packed := packer(head.weight, None if head.bias is None else head.bias[0])):
         model.lm_head = PackedNextToken(head, packed)
@@ -52,6 +53,7 @@ def pack(model: Any, quantization: str | None = None) -> None:
 @torch.no_grad()
 def lay_together(model: Any) -> None:
     """On a GPU: let weights that meet the same rows follow each other in memory, so that one product does for all."""
+    settle_head(model)
     for module in model.modules():
         layers = [getattr(module, name) for name in getattr(module, "reads_together", ())]
         for name in ("weight", "bias") if layers and all(type(layer) is Linear for layer in layers) else ():
@@ -61,6 +63,13 @@ def lay_together(model: Any) -> None:
                     layers, torch.split(torch.cat(parts), [len(part) for part in parts]), strict=True
                 ):
                     setattr(layer, name, nn.Parameter(part, requires_grad=False))
+
+
+def settle_head(model: Any) -> None:
+    """Compute a head's matrix once and for all, where it is made of what files hold."""
+    head = getattr(model, "lm_head", None)
+    if isinstance(head, NextToken) and head.matrix is not head.weight:
+        model.lm_head = NextToken(nn.Parameter(head.matrix, requires_grad=False), head.bias)
 
 
 def _replace(model: Any, name: str, layer: nn.Linear, packed: Weight | None) -> None:

@@ -18,6 +18,7 @@ VARIANTS = {
     "mistral": ("mistral", {"sliding_window": 4}),
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "qwen3": ("qwen3", {}),
+    "baichuan": ("baichuan", {}),
     "internlm2": ("internlm2", {"attention_bias": True}),
 }
 

@@ -24,6 +24,7 @@ VARIANTS = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "qwen3": {"head_dim": 16},
     "internlm2": {"attention_bias": True},
+    "baichuan": {},
 }
 
 

@@ -133,7 +133,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.eps) if config.has_qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.eps) if config.has_qk_norm else nn.Identity()
 
-    def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
+    def forward(self, x_TM: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         q_TW, k_TW, v_TW = side_by_side(x_TM, self.q_proj, self.k_proj, self.v_proj)
         q_THD, k_TGD, v_TGD = (x.view(len(x), x.shape[1] // self.head_dim, -1) for x in (q_TW, k_TW, v_TW))
         q_THD, k_TGD = self.q_norm(q_THD), self.k_norm(k_TGD)
@@ -145,14 +145,16 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
+    attention: ClassVar[type[nn.Module]] = Attention
+
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.eps)
-        self.self_attn = Attention(config, site)
+        self.self_attn = self.attention(config, site)
         self.post_attention_layernorm = RMSNorm(config.width, config.eps)
         self.mlp = GatedMLP(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
 
-    def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
+    def forward(self, x_TM: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         out_TM = self.self_attn(self.input_layernorm(x_TM), turn, attend)
         normed_TM, x_TM = self.post_attention_layernorm.after(out_TM, x_TM)
         return add(x_TM, self.mlp(normed_TM))
@@ -161,6 +163,7 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """Ids to hidden rows, after the final norm."""
 
+    layer: ClassVar[type[Layer]] = Layer
     kind: ClassVar[str] = "decoder"
     outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
     vocab_matrix: ClassVar[str] = "lm_head.weight"
@@ -173,7 +176,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
+        self.layers = nn.ModuleList(self.layer(config, site) for site in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.eps)
         self.rotary = Rotary(config.scaling)
         self.is_classifier = "class" in heads
@@ -192,9 +195,13 @@ class Model(nn.Module):
     def sites(self) -> tuple[Site, ...]:
         return (Site(self.config.kv_heads, self.config.head_dim),) * self.config.num_layers
 
+    def turn(self, rows: Rows) -> Turn | None:
+        """How far each row's queries and keys are turned; None: not at all."""
+        return self.rotary(rows)
+
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
         x_TM = self.embed_tokens(rows.ids_T)
-        turn = self.rotary(rows)
+        turn = self.turn(rows)
         for layer in self.layers:
             x_TM = layer(x_TM, turn, attend)
         return self.norm(x_TM)
