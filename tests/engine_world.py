@@ -8,12 +8,14 @@ import torch
 
 from trefoil import wire
 from trefoil.engine.generator import Generator
+from trefoil.engine.grammar import Grammars
 from trefoil.engine.graphs import Capture
 from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.startup import build_generator
 from trefoil_kernels.cpu.library import Native
 from trefoil_models import checkpoint
 from trefoil_models.packing import pack
+from trefoil_models.tokenizer import Tokenizer
 
 
 def generator(
@@ -28,8 +30,9 @@ def generator(
     capture: Capture | None = None,
     dtype: torch.dtype = torch.float32,
     recorder: Native | None = None,
+    eos_ids: Sequence[int] | None = None,
 ) -> Generator:
-    """An engine without a process."""
+    """An engine without a process; it follows grammars where it is told which ids end texts."""
     model = checkpoint.load(folder, dtype=dtype)
     pack(model)
     longest = min(model.config.longest, pages * page_size)
@@ -43,6 +46,14 @@ def generator(
         never=list(never),
         capture=capture,
         recorder=recorder,
+        grammars=None
+        if eos_ids is None
+        else Grammars(
+            Tokenizer.load(folder),
+            vocab_size=model.config.vocab_size,
+            eos_ids=eos_ids,
+            begins_texts=model.kind == "encoder-decoder",
+        ),
     )
 
 

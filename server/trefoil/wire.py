@@ -13,7 +13,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     With several `beams` the `n` best answers of a beam search come whole at its end. `early_stopping`: true as soon as
     there are as many answers as beams, null never before none can be better, false by transformers' rule of thumb.
-    `forced_first_id` and `forced_last_id` (at `max_tokens`) are chosen whatever the model says.
+    `forced_first_id` and `forced_last_id` (at `max_tokens`) are chosen whatever the model says. `grammar`, in
+    llguidance's text, is what an answer must follow; it ends where that does.
     """
 
     max_tokens: int
@@ -38,6 +39,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     early_stopping: bool | None = False
     forced_first_id: int | None = None
     forced_last_id: int | None = None
+    grammar: str | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

@@ -179,22 +179,6 @@ def test_an_answer_that_does_not_fit_names_the_field_that_was_written(http: http
     assert refused(http.post(CHAT, json=body))["param"] == "max_completion_tokens"
 
 
-UNSUPPORTED = {
-    "response_format": {"type": "json_object"},
-    "structured_outputs": {"regex": "a"},
-    "regex": "a+",
-    "grammar": 'root ::= "a"',
-    "choice": ["a", "b"],
-}
-
-
-@pytest.mark.parametrize("field", UNSUPPORTED)
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-def test_what_is_not_there_yet_is_refused_by_name(http: httpx.Client, path: str, field: str) -> None:
-    error = refused(send(http, path, **{field: UNSUPPORTED[field]}))
-    assert (error["param"], error["code"]) == (field, "unsupported_parameter")
-
-
 MISUSED_SEARCH = {
     "beam_width": {"beam_width": 4},
     "length_penalty": {"length_penalty": 0.5},

@@ -1,5 +1,7 @@
 """Hugging Face's text generation, asked by the unmodified `huggingface_hub.InferenceClient`."""
 
+import json
+import re
 from collections.abc import Callable
 
 import httpx
@@ -106,9 +108,9 @@ def test_a_list_of_inputs_is_a_list_of_answers_in_order(http: httpx.Client) -> N
     assert many == alone
 
 
-@pytest.mark.parametrize("name", ["adapter_id", "best_of", "grammar", "watermark"])
+@pytest.mark.parametrize("name", ["adapter_id", "best_of", "watermark"])
 def test_what_is_not_there_yet_is_refused_by_name(http: httpx.Client, name: str) -> None:
-    value = {"adapter_id": "x", "best_of": 3, "grammar": {"type": "json", "value": {}}, "watermark": True}[name]
+    value = {"adapter_id": "x", "best_of": 3, "watermark": True}[name]
     answer = http.post(f"{PATH}?model=a", json={"inputs": PROMPT, "parameters": {name: value}})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == f"parameters.{name}"
@@ -117,3 +119,12 @@ def test_what_is_not_there_yet_is_refused_by_name(http: httpx.Client, name: str)
 def test_an_error_is_raised_with_its_message(server: Server) -> None:
     with pytest.raises(Exception, match="max_new_tokens"):
         InferenceClient(model=f"{server.url}{PATH}?model=a").text_generation(PROMPT, max_new_tokens=-1)
+
+
+def test_a_grammar_is_kept(ask: Ask) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 20]}}, "required": ["n"]}
+    strict = {**schema, "additionalProperties": False}
+    for value, kind in ((strict, "json"), ({"name": "n", "schema": strict}, "json_schema")):
+        text = ask(PROMPT, grammar={"type": kind, "value": value}, max_new_tokens=40, do_sample=True, seed=3)
+        assert json.loads(str(text))["n"] in (1, 20)
+    assert re.fullmatch("[0-9]{3}", str(ask(PROMPT, grammar={"type": "regex", "value": "[0-9]{3}"})))

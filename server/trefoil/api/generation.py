@@ -8,6 +8,7 @@ from typing import Any
 
 from trefoil import wire
 from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.api.grammar import Wanted
 from trefoil.api.schemas import GenerationParams
 from trefoil.api.text_stream import ScoredToken, TextStream
 from trefoil.errors import InvalidRequest
@@ -53,6 +54,11 @@ async def encode_chat(fleet: Fleet, model: ServedModel, chat: Chat) -> list[int]
     """Its ids; it holds its special tokens already. Raises InvalidRequest as `encode_prompt` does."""
     ids = await fleet.off_loop(len(chat.text), lambda: model.tokenizer.chat_ids(chat))
     return begun(model, ids, param="messages")
+
+
+async def read_grammar(fleet: Fleet, wanted: Wanted | None) -> str | None:
+    """The grammar that the answer must follow, where there is one. Raises InvalidRequest."""
+    return None if wanted is None else await fleet.in_thread(wanted.grammar)
 
 
 async def encode_prompt(

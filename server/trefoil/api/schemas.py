@@ -3,11 +3,23 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil import wire
 from trefoil.api.fleet import ServedModel
+from trefoil.api.grammar import (
+    Choices,
+    ResponseFormat,
+    StructuredOutputs,
+    Wanted,
+    of_choice,
+    of_format,
+    of_outputs,
+    of_regex,
+    of_rules,
+)
 from trefoil.api.reference import Answer
+from trefoil.api.text import StopText, Text
 from trefoil.api.text_stream import Usage
 from trefoil.errors import InvalidRequest, NotImplementedHere, RequestTooLong
 
@@ -17,19 +29,6 @@ DEFAULT_BEAMS = 4
 INT64 = 2**63
 
 
-def _plain(text: str) -> str:
-    """Refuse what no tokenizer can mean: the null character, and halves of surrogate pairs."""
-    if "\0" in text:
-        raise ValueError("must not contain the null character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode; it contains a lone surrogate") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_plain)]
-StopText = Annotated[Text, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
 Rows = Annotated[list[TokenId], Field(min_length=1)]
 
@@ -74,20 +73,14 @@ class GenerationParams(BaseModel):
     beam_width: Annotated[int, Field(ge=1, le=MAX_BEAMS)] | None = None
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
     early_stopping: bool | Literal["never"] | None = None
-    # known, and refused by name until the server can do them
-    response_format: Any = None
-    structured_outputs: Any = None
-    regex: Any = None
-    grammar: Any = None
-    choice: Any = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    regex: Text | None = None
+    grammar: Text | None = None
+    choice: Choices | None = None
 
-    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "response_format": ({"type": "text"},),
-        "structured_outputs": ({},),
-        "regex": (),
-        "grammar": (),
-        "choice": (),
-    }
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Fields that are known and refused by name, but for these values, which ask for nothing."""
 
     @property
     def stops(self) -> list[str]:
@@ -96,6 +89,22 @@ class GenerationParams(BaseModel):
     @property
     def has_usage_chunk(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What the answer's text must look like. Raises InvalidRequest for two demands, or one that others undo."""
+        found = [*of_format(self.response_format), *of_outputs(self.structured_outputs)]
+        found += [] if self.regex is None else [of_regex(self.regex, "regex")]
+        found += [] if self.choice is None else [of_choice(self.choice, "choice")]
+        found += [] if self.grammar is None else [of_rules(self.grammar, "grammar")]
+        if not found:
+            return None
+        if len(found) > 1:
+            raise InvalidRequest(f"{found[0].param} already says what the answer must look like", param=found[1].param)
+        for name in ("use_beam_search", "min_tokens", "ignore_eos", "no_repeat_ngram_size"):
+            if getattr(self, name):
+                raise InvalidRequest(f"{name} cannot be kept beside {found[0].param}: leave one out", param=name)
+        return found[0]
 
     def refuse_unsupported(self) -> None:
         """Raise for a field that is not there yet, unless it asks for nothing, or that has nothing to act on."""
@@ -134,6 +143,7 @@ class GenerationParams(BaseModel):
         default_tokens: int | None,
         logprobs: int | None,
         length_param: str = "max_tokens",
+        grammar: str | None = None,
     ) -> wire.SamplingParams:
         """These parameters for a prompt of `prompt_len` tokens that came in the field `param`.
 
@@ -164,6 +174,7 @@ class GenerationParams(BaseModel):
             early_stopping=None if self.early_stopping == "never" else bool(self.early_stopping),
             forced_first_id=model.start.forced_first_id if model.start else None,
             forced_last_id=model.start.forced_last_id if model.start else None,
+            grammar=grammar,
         )
 
     def _max_tokens(self, model: ServedModel, prompt_len: int, params: tuple[str, str], default: int | None) -> int:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trefoil import wire
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt
-from trefoil.api.schemas import INT64, MAX_BEAMS, GenerationParams, Text
+from trefoil.api.schemas import INT64, MAX_BEAMS, GenerationParams
+from trefoil.api.text import Text
 from trefoil.api.text_stream import TextStream
 from trefoil.errors import InvalidRequest
 

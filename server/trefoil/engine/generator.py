@@ -10,6 +10,7 @@ import structlog
 from trefoil import wire
 from trefoil.engine.adapters import BASE, Loaded
 from trefoil.engine.flight import Flight
+from trefoil.engine.grammar import GrammarError, Grammars
 from trefoil.engine.pages import source_salt
 from trefoil.engine.runner import Picks, Runner
 from trefoil.engine.sampler import Pick
@@ -35,11 +36,13 @@ class Generator:
         vocab_size: int,
         max_source_len: int = 0,
         length_pivot: int | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.scheduler, self.runner = scheduler, runner
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
         self.max_source_len = max_source_len
         self._length_pivot = length_pivot
+        self._grammars = grammars
         self._arrivals = 0
         self._flight: Flight | None = None
 
@@ -54,9 +57,13 @@ class Generator:
             return [wire.Failed(request.id, why)]
         assert isinstance(request, wire.Generate)
         self._arrivals += 1
-        self.scheduler.totals.prompt_tokens += len(request.ids) + len(request.source)
         is_search = request.params.beams > 1
-        leader, *siblings = [self._sequence(request, index) for index in range(1 if is_search else request.params.n)]
+        try:
+            sequences = [self._sequence(request, index) for index in range(1 if is_search else request.params.n)]
+        except GrammarError as error:
+            return [wire.Failed(request.id, f"the grammar cannot be followed: {error}")]
+        self.scheduler.totals.prompt_tokens += len(request.ids) + len(request.source)
+        leader, *siblings = sequences
         leader.siblings = siblings
         if is_search:
             leader.beams = Beams(request.params, [leader])
@@ -160,6 +167,8 @@ class Generator:
             return f"token ids must be below {self.vocab_size}"
         if request.adapter is not None and isinstance(why := self.runner.adapters.find(request.adapter), str):
             return why
+        if params.grammar is not None and (self._grammars is None or params.beams > 1):
+            return "this engine follows no grammar, or none with beams"
         return self._beams_refusal(request) if params.beams > 1 else None
 
     def _beams_refusal(self, request: wire.Generate) -> str | None:
@@ -193,6 +202,7 @@ class Generator:
             salt=source_salt(request.source, salt) if request.source else salt,
             source=list(request.source),
             slot=adapter.slot,
+            guide=None if params.grammar is None or self._grammars is None else self._grammars.guide(params.grammar),
         )
 
     def _salt(self, prompt_len: int, adapter: Loaded) -> bytes:
@@ -218,15 +228,27 @@ class Generator:
                 yield wire.PromptScores(sequence.request_id, scores)
 
     def _token_events(self, picks: list[Pick]) -> Iterator[wire.Event]:
+        failed: set[str] = set()
         for pick in picks:
             sequence = pick.sequence
+            if sequence.request_id in failed:
+                continue
             sequence.ids.append(pick.token)
             self.scheduler.totals.generated_tokens += 1
             scores = [pick.score] if pick.score else []
             yield wire.Tokens(sequence.request_id, sequence.index, [pick.token], scores)
             is_stop = pick.token in sequence.params.stop_ids
-            if is_stop or sequence.num_outputs >= sequence.params.max_tokens:
-                yield self._done(sequence, "stop" if is_stop else "length", pick.token if is_stop else None)
+            guide = sequence.guide
+            if guide is not None and not is_stop and not sequence.has_forced_first_only:
+                guide.take(pick.token)
+            if guide is not None and guide.error is not None:
+                failed.add(sequence.request_id)
+                self.abort(wire.Abort(sequence.request_id))
+                yield wire.Failed(sequence.request_id, f"the grammar cannot be followed any further: {guide.error}")
+            elif is_stop or (guide is not None and guide.is_done):
+                yield self._done(sequence, "stop", pick.token if is_stop else None)
+            elif sequence.num_outputs >= sequence.params.max_tokens:
+                yield self._done(sequence, "length", None)
 
     def _beam_events(self, beams: Beams[Sequence], branches: list[Branch]) -> Iterator[wire.Event]:
         """A search goes on in silence; at its end come the best answers, whole."""

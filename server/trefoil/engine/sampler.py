@@ -1,6 +1,6 @@
 """Logits to ids. Each row is chosen by its own sequence's parameters and random stream, whatever else is in the batch.
 
-Order: bias and bans, penalties, temperature, min-p, top-k, top-p, typical-p. Scores are of the model's own
+Order: bias and bans, penalties, the grammar, temperature, min-p, top-k, top-p, typical-p. Scores are of the model's own
 distribution, before all of these.
 """
 
@@ -70,7 +70,7 @@ def is_plain(sequence: Sequence) -> bool:
     """Does the sequence take the likeliest token of the model's own logits, without a score?"""
     params = sequence.params
     is_held = sequence.num_outputs < params.min_tokens or _forced(sequence) is not None
-    return params.temperature < GREEDY_BELOW and params.logprobs is None and not is_held and not _has_penalties(params)
+    return params.temperature < GREEDY_BELOW and params.logprobs is None and not is_held and not _is_led(params)
 
 
 def _on_host(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:
@@ -86,10 +86,10 @@ def is_unadjusted(sequence: Sequence) -> bool:
     params = sequence.params
     is_held = params.min_tokens or params.forced_first_id is not None or params.forced_last_id is not None
     is_known = sequence.beams is None and params.logprobs is None and params.typical_p >= 1
-    return is_known and not is_held and not _has_penalties(params)
+    return is_known and not is_held and not _is_led(params)
 
 
-def _has_penalties(params: SamplingParams) -> bool:
+def _is_led(params: SamplingParams) -> bool:
     """Does it change logits at every step?"""
     return bool(
         params.logit_bias
@@ -97,6 +97,7 @@ def _has_penalties(params: SamplingParams) -> bool:
         or params.presence_penalty
         or params.frequency_penalty
         or params.no_repeat_ngram_size
+        or params.grammar is not None
     )
 
 
@@ -146,7 +147,7 @@ def token_scores(logits_RV: Tensor, tokens: Seq[int], num_top: int) -> list[Toke
 
 
 def adjust(logits_V: Tensor, sequence: Sequence) -> None:
-    """Bias, bans and penalties, in place."""
+    """Bias, bans, penalties and the grammar, in place."""
     params = sequence.params
     for token, bias in params.logit_bias.items():
         logits_V[token] += bias
@@ -160,6 +161,8 @@ def adjust(logits_V: Tensor, sequence: Sequence) -> None:
     if sequence.num_outputs < params.min_tokens:
         stops = torch.tensor(params.stop_ids, dtype=torch.int64, device=logits_V.device)
         logits_V[stops] = -torch.inf
+    if sequence.guide is not None:
+        logits_V.masked_fill_(sequence.guide.forbidden(logits_V.device), -torch.inf)
     forced = _forced(sequence)
     if forced is not None:
         logits_V.fill_(-torch.inf)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trefoil.engine.grammar import Guide
 from trefoil.engine.search import Beams
 from trefoil.wire import SamplingParams
 
@@ -15,7 +16,7 @@ class Sequence:
     `computed` counts the leading ids whose keys and values lie in `pages`. `siblings` wait for this sequence's prompt,
     which they will share. What an encoder made of `source` lies in `source_pages`. The `beams` of a search choose their
     tokens together; `copied` is a page (source, target) that the next step must copy before it writes. `slot` is its
-    adapter's.
+    adapter's, `guide` where it stands in its grammar.
     """
 
     request_id: str
@@ -28,6 +29,7 @@ class Sequence:
     random: np.random.Generator
     salt: bytes = b""
     slot: int = -1
+    guide: Guide | None = None
     computed: int = 0
     cached_len: int = 0
     admitted_at: float = 0.0
@@ -50,6 +52,11 @@ class Sequence:
     @property
     def num_outputs(self) -> int:
         return len(self.ids) - self.prompt_len
+
+    @property
+    def has_forced_first_only(self) -> bool:
+        """Is the one token so far what the request wants at the beginning, whatever the answer is to be?"""
+        return self.num_outputs == 1 and self.params.forced_first_id is not None
 
     @property
     def num_left(self) -> int:

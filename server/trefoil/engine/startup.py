@@ -10,6 +10,7 @@ import torch
 from trefoil import wire
 from trefoil.engine.engine import Engine, TwoSided
 from trefoil.engine.generator import Generator
+from trefoil.engine.grammar import Grammars
 from trefoil.engine.graphs import Capture, CudaCapture
 from trefoil.engine.memory import MemoryPlan, free_bytes, plan_memory
 from trefoil.engine.one_pass import OnePass
@@ -89,6 +90,12 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         never=never_chosen(model.config.vocab_size, tokenizer),
         capture=_capture(model, device),
         recorder=native() if device.type == "cpu" and model.kind == "decoder" else None,
+        grammars=Grammars(
+            tokenizer,
+            vocab_size=model.config.vocab_size,
+            eos_ids=blueprint.folder.eos_ids or [i for i in [tokenizer.eos_id] if i is not None],
+            begins_texts=model.kind == "encoder-decoder",
+        ),
     )
     _load_adapters(generator, spec.adapters)
     warm_up(generator)
@@ -107,6 +114,7 @@ def build_generator(
     never: list[int],
     capture: Capture | None = None,
     recorder: Native | None = None,
+    grammars: Grammars | None = None,
 ) -> Generator:
     """Put a loaded model on pages; with `capture`, its decode steps run as graphs, with `recorder` as tapes."""
     pool = PagePool(memory.num_pages, memory.page_size)
@@ -127,6 +135,7 @@ def build_generator(
         vocab_size=model.config.vocab_size,
         max_source_len=memory.max_source_len,
         length_pivot=model.config.length_pivot,
+        grammars=grammars,
     )
 
 

@@ -11,9 +11,10 @@ from trefoil.api.deps import Models, RequestId
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import ReadTokens, StopText
+from trefoil.api.schemas import ReadTokens
 from trefoil.api.scoring import Floats, answered, embed, embedding_limit, encode_all, score, sigmoid
 from trefoil.api.sse import json_response
+from trefoil.api.text import StopText
 
 router = APIRouter(route_class=JsonRoute)
 

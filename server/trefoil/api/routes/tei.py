@@ -19,7 +19,7 @@ from trefoil.api.routes.openai.embeddings import Dimensions, shortened
 from trefoil.api.routes.rerank import relevance
 from trefoil.api.routes.tasks.embedding import Sentences
 from trefoil.api.routes.tasks.text_classification import Label, ranked
-from trefoil.api.schemas import Rows, StopText, TokenId, check_ids
+from trefoil.api.schemas import Rows, TokenId, check_ids
 from trefoil.api.scoring import (
     MAX_TEXTS,
     Input,
@@ -33,6 +33,7 @@ from trefoil.api.scoring import (
     text_limit,
 )
 from trefoil.api.sse import json_response
+from trefoil.api.text import StopText
 from trefoil.errors import NotImplementedHere, RequestTooLong
 from trefoil_models.cutting import Encoding
 

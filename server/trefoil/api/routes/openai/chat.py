@@ -16,13 +16,15 @@ from trefoil.api.generation import (
     encode_prompt,
     new_id,
     prompt_logprobs_body,
+    read_grammar,
     refuse_prompt_scores,
     write_chat,
 )
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import MAX_TOP, GenerationParams, PromptScores, Text, UsageAnswer, usage_body
+from trefoil.api.schemas import MAX_TOP, GenerationParams, PromptScores, UsageAnswer, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
+from trefoil.api.text import Text
 from trefoil.api.text_stream import ScoredToken as Scored
 from trefoil.api.text_stream import TextStream
 from trefoil.errors import InvalidRequest
@@ -140,6 +142,7 @@ async def chat(body: ChatRequest, request: Request, models: Models, model: str |
     body = body.checked()
     served = models.find(body.model, model, task="text-generation")
     refuse_prompt_scores(served, body.prompt_logprobs, param="prompt_logprobs")
+    grammar = await read_grammar(models, body.wanted)
     ids = await _prompt(models, served, body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.sampling(
@@ -149,6 +152,7 @@ async def chat(body: ChatRequest, request: Request, models: Models, model: str |
         default_tokens=None,
         logprobs=logprobs,
         length_param="max_completion_tokens" if body.max_completion_tokens else "max_tokens",
+        grammar=grammar,
     )
     text = begin(served, ids, params, body)
     head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": served.name, "system_fingerprint": None}

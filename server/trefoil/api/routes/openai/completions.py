@@ -14,20 +14,19 @@ from pydantic import Field
 
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.generation import begin, encode_prompt, new_id, prompt_logprobs_body, refuse_prompt_scores
+from trefoil.api.generation import (
+    begin,
+    encode_prompt,
+    new_id,
+    prompt_logprobs_body,
+    read_grammar,
+    refuse_prompt_scores,
+)
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import (
-    MAX_TOP,
-    GenerationParams,
-    PromptScores,
-    Rows,
-    Text,
-    UsageAnswer,
-    check_ids,
-    usage_body,
-)
+from trefoil.api.schemas import MAX_TOP, GenerationParams, PromptScores, Rows, UsageAnswer, check_ids, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
+from trefoil.api.text import Text
 from trefoil.api.text_stream import Piece, ScoredToken, TextStream, Usage
 from trefoil.errors import InvalidRequest
 from trefoil.wire import TokenScore
@@ -149,13 +148,14 @@ async def complete(body: CompletionRequest, request: Request, models: Models, mo
 
 async def _begin(fleet: Fleet, model: ServedModel, body: CompletionRequest) -> list[Prompt]:
     """Submit every prompt, or none where one is refused."""
+    grammar = await read_grammar(fleet, body.wanted)
     encoded = [await _encode(fleet, model, prompt) for prompt in body.prompts]
     asked = body.model_copy(update={"n": body.best_of or body.n, "prompt_logprobs": _prompt_scores_wanted(body)})
     logprobs = 0 if body.logprobs is None and body.best_of else body.logprobs
-    params = [
-        asked.sampling(model, len(ids), param="prompt", default_tokens=DEFAULT_TOKENS, logprobs=logprobs)
-        for ids, _ in encoded
-    ]
+    sampling = partial(
+        asked.sampling, model, param="prompt", default_tokens=DEFAULT_TOKENS, logprobs=logprobs, grammar=grammar
+    )
+    params = [sampling(len(ids)) for ids, _ in encoded]
     begun: list[Prompt] = []
     try:
         for (ids, text), own in zip(encoded, params, strict=True):

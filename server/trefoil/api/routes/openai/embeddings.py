@@ -11,9 +11,10 @@ from trefoil.api.deps import Models
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import ReadTokens, Rows, StopText, check_ids
+from trefoil.api.schemas import ReadTokens, Rows, check_ids
 from trefoil.api.scoring import Floats, answered, embed, embedding_limit, encode_all, unit
 from trefoil.api.sse import json_response
+from trefoil.api.text import StopText
 from trefoil.errors import InvalidRequest, RequestTooLong
 from trefoil_models.cutting import Encoding
 

@@ -15,8 +15,8 @@ from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, fails, says
-from trefoil.api.schemas import Text
 from trefoil.api.sse import DONE, EventStream, event, json_response
+from trefoil.api.text import Text
 from trefoil.errors import FileNotFound, InvalidRequest, ModelNotFound, NotImplementedHere, WrongTask
 from trefoil.hyperparameters import METHODS, Sampled, read_hyperparameters
 from trefoil.store.catalog import StoredModel

@@ -10,7 +10,7 @@ from trefoil.api.deps import Models, Tuned
 from trefoil.api.fleet import Fleet, ServedModel, StartRefused
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, fails
-from trefoil.api.schemas import Text
+from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest, WrongState
 from trefoil.settings import ModelSource
 

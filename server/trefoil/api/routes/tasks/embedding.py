@@ -14,9 +14,9 @@ from trefoil.api.deps import Models
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import says
 from trefoil.api.routes.openai.embeddings import Dimensions, shortened, written
-from trefoil.api.schemas import Text
 from trefoil.api.scoring import Several, answered, embed, embedding_limit, encode_all, score, text_limit, unit
 from trefoil.api.sse import json_response
+from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest, NotImplementedHere, RequestTooLong
 
 router = APIRouter(route_class=JsonRoute)

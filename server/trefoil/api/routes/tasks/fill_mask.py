@@ -11,10 +11,10 @@ from trefoil import wire
 from trefoil.api.deps import Models
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import StopText as SomeText
-from trefoil.api.schemas import Text
 from trefoil.api.scoring import Floats, Several, answered, encode_all, numbers, once
 from trefoil.api.sse import json_response
+from trefoil.api.text import StopText as SomeText
+from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest
 from trefoil_models.cutting import Encoding
 from trefoil_models.tokenizer import Tokenizer

@@ -20,9 +20,10 @@ from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import begin, encode_prompt
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import GenerationParams, Text
+from trefoil.api.schemas import GenerationParams
 from trefoil.api.scoring import answered, encode_all, numbers, once
 from trefoil.api.sse import json_response
+from trefoil.api.text import Text
 from trefoil.api.text_stream import TextStream
 from trefoil.errors import InvalidRequest, RequestTooLong
 from trefoil_models.cutting import Encoding

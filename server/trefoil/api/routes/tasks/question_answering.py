@@ -12,9 +12,9 @@ from trefoil.api.deps import Models
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import StopText as SomeText
 from trefoil.api.scoring import Several, answered, check_windowed, score, text_limit
 from trefoil.api.sse import json_response
+from trefoil.api.text import StopText as SomeText
 from trefoil.errors import InvalidRequest
 from trefoil_models.cutting import Encoding, TooLittleRoomError, windows
 from trefoil_models.tokenizer import Tokenizer

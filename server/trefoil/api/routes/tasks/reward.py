@@ -10,9 +10,9 @@ from trefoil.api.deps import Models
 from trefoil.api.fleet import ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import Text
 from trefoil.api.scoring import Several, answered, score
 from trefoil.api.sse import json_response
+from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest
 from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.cutting import Encoding

@@ -11,9 +11,9 @@ from trefoil.api.fleet import Fleet
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import says
 from trefoil.api.routes.tasks.text_classification import Label, ranked
-from trefoil.api.schemas import StopText as SomeText
 from trefoil.api.scoring import Several, answered, encode_all, score, softmax
 from trefoil.api.sse import json_response
+from trefoil.api.text import StopText as SomeText
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -23,8 +23,9 @@ from trefoil.api.fleet import ServedModel
 from trefoil.api.generation import begin, encode_prompt
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import DEFAULT_BEAMS, MAX_BEAMS, GenerationParams, Text
+from trefoil.api.schemas import DEFAULT_BEAMS, MAX_BEAMS, GenerationParams
 from trefoil.api.sse import json_response
+from trefoil.api.text import Text
 from trefoil.api.text_stream import TextStream
 from trefoil.errors import InvalidRequest, RequestTooLong, WrongTask
 

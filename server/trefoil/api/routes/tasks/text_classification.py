@@ -12,9 +12,9 @@ from trefoil.api.deps import Models
 from trefoil.api.fleet import ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import Text
 from trefoil.api.scoring import Floats, Several, answered, encode_all, score, sigmoid, softmax
 from trefoil.api.sse import json_response
+from trefoil.api.text import Text
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil import wire
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.generation import begin, encode_prompt
+from trefoil.api.generation import begin, encode_prompt, read_grammar
+from trefoil.api.grammar import Schema, Wanted, of_regex, of_schema
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import INT64, GenerationParams, StopText, Text
+from trefoil.api.schemas import INT64, GenerationParams
 from trefoil.api.sse import EventStream, event, json_response
+from trefoil.api.text import StopText, Text
 from trefoil.api.text_stream import Piece, TextStream
 from trefoil.errors import InvalidRequest, NotImplementedHere
 
@@ -24,6 +26,30 @@ router = APIRouter(route_class=JsonRoute)
 DEFAULT_TOKENS = 100
 MAX_TEXTS = 256
 ENDINGS = {"eos": "eos_token", "stop": "stop_sequence", "length": "length"}
+
+
+class Grammar(BaseModel):
+    """TGI's way to say what the text must look like."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["json", "json_schema", "regex"]
+    value: Schema | Text
+
+    @property
+    def wanted(self) -> Wanted:
+        """Raises InvalidRequest."""
+        param = "parameters.grammar.value"
+        if self.type == "regex":
+            if not isinstance(self.value, str):
+                raise InvalidRequest("must be a regular expression", param=param)
+            return of_regex(self.value, param)
+        schema = self.value
+        if self.type == "json_schema" and isinstance(schema, dict):
+            param, schema = f"{param}.schema", schema.get("schema", {})
+        if not isinstance(schema, dict):
+            raise InvalidRequest("must be a JSON schema, which is an object", param=param)
+        return of_schema(schema, param)
 
 
 class Parameters(BaseModel):
@@ -45,17 +71,24 @@ class Parameters(BaseModel):
     decoder_input_details: bool | None = None
     truncate: Annotated[int, Field(ge=1)] | None = None
     top_n_tokens: Annotated[int, Field(ge=0, le=5)] | None = None
+    grammar: Grammar | None = None
     # known, and refused by name
     adapter_id: str | None = None
     best_of: int | None = None
-    grammar: Any = None
     watermark: bool | None = None
 
     def refuse_unsupported(self) -> None:
         """Raise NotImplementedHere for what asks for something that is not there."""
-        for name, neutral in (("adapter_id", None), ("best_of", 1), ("grammar", None), ("watermark", False)):
+        for name, neutral in (("adapter_id", None), ("best_of", 1), ("watermark", False)):
             if getattr(self, name) not in (None, neutral):
                 raise NotImplementedHere(f"parameters.{name}")
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """What the text must look like. Raises InvalidRequest where it could not be kept."""
+        if self.grammar is not None and self.no_repeat_ngram_size:
+            raise InvalidRequest("cannot be kept beside a grammar", param="parameters.no_repeat_ngram_size")
+        return None if self.grammar is None else self.grammar.wanted
 
     @property
     def is_sampled(self) -> bool:
@@ -132,7 +165,8 @@ async def generate(body: TextGenerationRequest, request: Request, models: Models
     served = models.find(body.model, model, task="text-generation")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     encoded = [await _encode(models, served, text, body.parameters) for text in texts]
-    params = [_sampling(body, served, len(ids)) for ids in encoded]
+    grammar = await read_grammar(models, body.parameters.wanted)
+    params = [_sampling(body, served, len(ids), grammar) for ids in encoded]
     streams: list[TextStream] = []
 
     def close() -> None:
@@ -165,7 +199,9 @@ async def _encode(fleet: Fleet, model: ServedModel, text: str, parameters: Param
     return ids[-parameters.truncate :] if parameters.truncate else ids
 
 
-def _sampling(body: TextGenerationRequest, model: ServedModel, prompt_len: int) -> wire.SamplingParams:
+def _sampling(
+    body: TextGenerationRequest, model: ServedModel, prompt_len: int, grammar: str | None
+) -> wire.SamplingParams:
     parameters = body.parameters
     wants_scores = bool(body.stream or parameters.details)
     asked = parameters.generation()
@@ -180,6 +216,7 @@ def _sampling(body: TextGenerationRequest, model: ServedModel, prompt_len: int) 
         default_tokens=DEFAULT_TOKENS,
         logprobs=(parameters.top_n_tokens or 0) if wants_scores else None,
         length_param="parameters.max_new_tokens",
+        grammar=grammar,
     )
 
 

@@ -11,9 +11,9 @@ from trefoil.api.entities import Strategy, Tagger, merged
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
-from trefoil.api.schemas import Text
 from trefoil.api.scoring import Several, answered, check_windowed, encode_all, score, softmax, text_limit
 from trefoil.api.sse import json_response
+from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest
 from trefoil_models.cutting import Encoding, TooLittleRoomError, windows
 

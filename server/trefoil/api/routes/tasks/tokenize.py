@@ -11,7 +11,8 @@ from trefoil.api.generation import write_chat
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer
 from trefoil.api.routes.openai.chat import Message
-from trefoil.api.schemas import Text, TokenId
+from trefoil.api.schemas import TokenId
+from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest
 from trefoil_models.cutting import Encoding
 

@@ -14,9 +14,9 @@ from trefoil.api.deps import Models
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import says
 from trefoil.api.routes.tasks.text_classification import Label
-from trefoil.api.schemas import StopText as SomeText
 from trefoil.api.scoring import Floats, Several, answered, encode_all, score, softmax, text_limit
 from trefoil.api.sse import json_response
+from trefoil.api.text import StopText as SomeText
 from trefoil.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)

@@ -1,0 +1,152 @@
+"""What an answer's text must look like: JSON (of a schema), a regular expression, one of some choices, or rules.
+
+Each becomes a grammar in llguidance's own text, which the engine follows. A schema is taken by its very letter: a
+keyword that the library does not know is refused, never passed over.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from llguidance import LLMatcher, regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
+from pydantic import BaseModel, ConfigDict, Field
+
+from trefoil.api.text import StopText, Text
+from trefoil.errors import InvalidRequest
+
+MAX_GRAMMAR_CHARS = 256 * 1024
+MAX_CHOICES = 10_000
+WHITE_SPACE = r"[ \n]?"
+"""Between two tokens of JSON: a model in doubt cannot fill its answer with it."""
+OPTIONS = '%llguidance {"no_forcing": true}'
+"""Where only one text can follow, the model still chooses how to cut it into tokens."""
+ECHO = re.compile(r"^ *\d+ \| .*$|^ +\^+$", re.MULTILINE)
+PLACE_OF_OURS = re.compile(r"^at 1\(\d+\): (failed to compile JSON schema: |invalid regex )?")
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+Choices = Annotated[list[StopText], Field(min_length=1, max_length=MAX_CHOICES)]
+Schema = dict[str, Any]
+
+
+class NamedSchema(BaseModel):
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+    name: Text
+    content: Schema = Field(default_factory=dict, alias="schema")
+    description: Text | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's way to say it; a schema may be text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    schema_: Schema | Text | None = Field(default=None, alias="json")
+    json_object: bool | None = None
+    regex: Text | None = None
+    choice: Choices | None = None
+    grammar: Text | None = None
+
+
+class Wanted:
+    """One demand on the text, and the field it came in; its grammar is still to be made, which can take a while."""
+
+    def __init__(self, param: str, rules: Callable[[], str]) -> None:
+        """`rules`: in Lark's syntax as llguidance reads it."""
+        self.param, self._rules = param, rules
+
+    def grammar(self) -> str:
+        """In llguidance's text. Raises InvalidRequest."""
+        try:
+            rules = self._rules()
+            if len(rules) > MAX_GRAMMAR_CHARS:
+                raise InvalidRequest(f"longer than {MAX_GRAMMAR_CHARS} characters", param=self.param)
+            made = LLMatcher.grammar_from_lark(f"{rules}\n{OPTIONS}")
+            why = LLMatcher.validate_grammar(made)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # a parser of the library raises what it likes
+            why = str(error)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # a panic of the library, which is no Exception
+                raise
+            why = "the library that reads it fails"
+        if why:
+            raise InvalidRequest(f"cannot be followed: {_told(why)}", param=self.param)
+        return made
+
+
+def _told(why: str) -> str:
+    """Without the echo of the rules, and without their place where the client wrote none."""
+    told = " ".join(ECHO.sub("", why).split())
+    return PLACE_OF_OURS.sub("", told)
+
+
+def of_schema(schema: Schema, param: str) -> Wanted:
+    """JSON that the schema (https://json-schema.org) allows."""
+    asked = {**schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}
+    return Wanted(param, lambda: f"start: %json {json.dumps(asked)}")
+
+
+def of_regex(regex: str, param: str) -> Wanted:
+    """Text that the whole expression (Rust's syntax, no look-around) matches."""
+    return Wanted(param, lambda: f"start: /{regex_to_lark(regex, '')}/")
+
+
+def of_choice(choices: list[str], param: str) -> Wanted:
+    """One of these texts."""
+    return Wanted(param, lambda: "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices))
+
+
+def of_rules(rules: str, param: str) -> Wanted:
+    """Rules in GBNF (`root ::= ...`) or in Lark (`start: ...`)."""
+    return Wanted(param, lambda: any_to_lark(rules))
+
+
+def of_format(asked: ResponseFormat | None) -> list[Wanted]:
+    """OpenAI's way to say it. Raises InvalidRequest."""
+    if asked is None or asked.type == "text":
+        return []
+    if asked.type == "json_object":
+        return [of_schema(ANY_OBJECT, "response_format")]
+    if asked.json_schema is None:
+        raise InvalidRequest("field required", param="response_format.json_schema")
+    return [of_schema(asked.json_schema.content, "response_format.json_schema.schema")]
+
+
+def of_outputs(asked: StructuredOutputs | None) -> list[Wanted]:
+    """Each demand there is; a schema in text is read here. Raises InvalidRequest."""
+    if asked is None:
+        return []
+    wanted = [of_schema(ANY_OBJECT, "structured_outputs.json_object")] if asked.json_object else []
+    if asked.schema_ is not None:
+        wanted.append(of_schema(_read(asked.schema_), "structured_outputs.json"))
+    if asked.regex is not None:
+        wanted.append(of_regex(asked.regex, "structured_outputs.regex"))
+    if asked.choice is not None:
+        wanted.append(of_choice(asked.choice, "structured_outputs.choice"))
+    if asked.grammar is not None:
+        wanted.append(of_rules(asked.grammar, "structured_outputs.grammar"))
+    return wanted
+
+
+def _read(schema: Schema | str) -> Schema:
+    if not isinstance(schema, str):
+        return schema
+    try:
+        read = json.loads(schema)
+    except ValueError as error:
+        raise InvalidRequest(f"is no valid JSON: {error}", param="structured_outputs.json") from error
+    if not isinstance(read, dict):
+        raise InvalidRequest("must be a schema, which is an object", param="structured_outputs.json")
+    return read
