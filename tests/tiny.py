@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logg
 
 import tiny_remote
 
-TRANSFORMERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3")
 """Families that transformers has a class for."""
 FAMILIES = (*TRANSFORMERS, *tiny_remote.FAMILIES)
 PEER = "peer"
@@ -44,6 +44,28 @@ DENSE: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 GPT2: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+LATENT: dict[str, Any] = {
+    **DENSE,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 20,
+    "first_k_dense_replace": 1,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {**LATENT, "topk_method": "group_limited_greedy", "n_shared_experts": 2},
+    "deepseek_v3": {**LATENT, "n_shared_experts": 1},
+    "gpt2": GPT2,
+    "mixtral": {**DENSE, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+"""By family; the others are dense."""
 SENTENCES = (
     "the cat sat on the mat and the dog sat on the cat",
     "one two three four five six seven eight nine ten",
@@ -68,7 +90,7 @@ def checkpoint(
     logging.disable_progress_bar()
     if family in tiny_remote.FAMILIES:
         return _remote_checkpoint(folder, family, seed=seed, std=std, head=head, **overrides)
-    settings = {**(GPT2 if family == "gpt2" else DENSE), "bos_token_id": EOS, "eos_token_id": EOS, **overrides}
+    settings = {**SETTINGS.get(family, DENSE), "bos_token_id": EOS, "eos_token_id": EOS, **overrides}
     auto = AutoModelForCausalLM if head is None else getattr(transformers, f"AutoModel{head}")
     model = auto.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32)
     draw_weights(model, seed=seed, std=std)
@@ -94,18 +116,21 @@ def _remote_checkpoint(folder: Path, family: str, **settings: Any) -> Path:
 def published(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """transformers' tensors of a folder, or their gradients, under the names and in the layouts of its family."""
     if not (folder / PEER).is_dir():
-        return tensors
+        return tiny_remote.each_expert(json.loads((folder / "config.json").read_text()), tensors)
     config, peer = (json.loads((path / "config.json").read_text()) for path in (folder, folder / PEER))
-    return tiny_remote.FAMILIES[config["model_type"]].tensors(peer, tensors)
+    return tiny_remote.FAMILIES[config["model_type"]].tensors(peer, tiny_remote.each_expert(peer, tensors))
 
 
 def draw_weights(model: torch.nn.Module, *, seed: int, std: float) -> None:
-    """Normal matrices and biases, norms around one."""
+    """Normal matrices and biases, norms around one; what steers a router's choice is no parameter, and drawn too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             centre = 1.0 if weight.dim() == 1 and name.endswith("weight") else 0.0
             weight.normal_(centre, std, generator=generator)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, std, generator=generator)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
+MIXTRALS_OWN = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,23 @@ def fused(tensors: Tensors, name: str, join: Callable[[list[Tensor]], Tensor]) -
             parts = [tensors[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
             out[key.replace("q_proj", name)] = join(parts)
     return out
+
+
+def each_expert(config: Config, tensors: Tensors) -> Tensors:
+    """Files have each expert by itself, and Mixtral's by other names; transformers holds all of a layer in one."""
+    out: Tensors = {}
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".experts.")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf, ())
+        if not path or not parts:
+            out[name] = tensor
+            continue
+        for number, own in enumerate(tensor):
+            for part, half in zip(parts, own.chunk(len(parts)), strict=True):
+                out[f"{path}.experts.{number}.{part}.weight"] = half
+    if config["model_type"] != "mixtral":
+        return out
+    return renamed(out, (".mlp.", ".block_sparse_moe."), *zip(MIXTRALS_OWN.values(), MIXTRALS_OWN, strict=True))
 
 
 def common(config: Config) -> Config:

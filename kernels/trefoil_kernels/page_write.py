@@ -19,10 +19,15 @@ from trefoil_kernels.rotary import Turn, rotary, turn, turn_constants
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """One attention site's keys and values, each [P, S, G, D]."""
+    """One attention site's keys and values, each [P, S, G, D]; one tensor is both where a key is its value too."""
 
     k_PSGD: Tensor
     v_PSGD: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What pages lie in."""
+        return (self.k_PSGD,) if self.k_PSGD is self.v_PSGD else (self.k_PSGD, self.v_PSGD)
 
     @property
     def page_size(self) -> int:
@@ -30,17 +35,25 @@ class Pages:
 
 
 def new_pages(
-    num_pages: int, page_size: int, kv_heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+    num_pages: int,
+    page_size: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    is_latent: bool = False,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Pages:
-    """Fresh pages; what they hold is not defined."""
+    """Fresh pages; what they hold is not defined. `is_latent`: a key is its value too."""
     shape = (num_pages, page_size, kv_heads, head_dim)
-    return Pages(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+    k_PSGD = torch.empty(shape, dtype=dtype, device=device)
+    return Pages(k_PSGD, k_PSGD if is_latent else torch.empty(shape, dtype=dtype, device=device))
 
 
 def reference(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
     """The same in torch."""
-    pages.k_PSGD.flatten(0, 1).index_copy_(0, slots_T, k_TGD)
-    pages.v_PSGD.flatten(0, 1).index_copy_(0, slots_T, v_TGD)
+    for x_PSGD, x_TGD in zip(pages.tensors, (k_TGD, v_TGD), strict=False):
+        x_PSGD.flatten(0, 1).index_copy_(0, slots_T, x_TGD)
 
 
 def page_write(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
@@ -48,8 +61,8 @@ def page_write(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> N
     if runs_triton(k_TGD):
         on_triton(pages, k_TGD, v_TGD, slots_T)
     elif has_side_by_side_heads(k_TGD) and has_side_by_side_heads(v_TGD) and (native := native_for(k_TGD, v_TGD)):
-        native.page_write(k_TGD, pages.k_PSGD, slots_T)
-        native.page_write(v_TGD, pages.v_PSGD, slots_T)
+        for x_PSGD, x_TGD in zip(pages.tensors, (k_TGD, v_TGD), strict=False):
+            native.page_write(x_TGD, x_PSGD, slots_T)
     else:
         reference(pages, k_TGD, v_TGD, slots_T)
 
@@ -61,7 +74,7 @@ def on_triton(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> No
     tile = row_tile(kv_heads * width)
     launch(
         _write,
-        (triton.cdiv(num_rows, tile.rows), 2),
+        (triton.cdiv(num_rows, tile.rows), len(pages.tensors)),
         *(k_TGD, v_TGD, pages.k_PSGD, pages.v_PSGD, slots_T, num_rows, kv_heads * width),
         *(*k_TGD.stride()[:2], *v_TGD.stride()[:2]),
         D=width,
@@ -108,7 +121,7 @@ def rotary_on_triton(
 
 def copy_pages(pages: Pages, sources_C: Tensor, targets_C: Tensor) -> None:
     """Copy whole pages (int64 [C] page numbers); no target may be a source."""
-    for x_PSGD in (pages.k_PSGD, pages.v_PSGD):
+    for x_PSGD in pages.tensors:
         x_PSGD.index_copy_(0, targets_C, x_PSGD[sources_C])
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trefoil_kernels.bias import Bias
@@ -34,10 +35,30 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One attention of a model, as the engine must size pages for it."""
+    """One attention of a model, as the engine must size pages for it.
+
+    `is_latent`: a key's row is its value's too, so pages hold it once.
+    """
 
     kv_heads: int
     head_dim: int
+    is_latent: bool = False
+
+
+class LatentHeads(Protocol):
+    """What heads make of the latent rows that stand for all their keys and values (MLA)."""
+
+    def expanded(self, latent_TR: Tensor) -> tuple[Tensor, Tensor]:
+        """Every head's keys [T, H, D] and values [T, H, V]."""
+        ...
+
+    def absorbed(self, q_THD: Tensor) -> Tensor:
+        """Queries that score latent rows, [T, H, R], as the given ones score keys."""
+        ...
+
+    def values(self, mean_THR: Tensor) -> Tensor:
+        """Means of values, [T, H, V], from means of latent rows by the same weights."""
+        ...
 
 
 class Attend(Protocol):
@@ -58,6 +79,15 @@ class Attend(Protocol):
         """Each row's attention over its own sequence up to what the mask lets it see, [T, H, D].
 
         With `turn`, queries and keys are turned by these rotary angles first.
+        """
+        ...
+
+    def latent(
+        self, site: int, q_THD: Tensor, latent_TR: Tensor, heads: LatentHeads, *, mask: Mask, scale: float
+    ) -> Tensor:
+        """As `own`, of keys and values that `heads` make of one latent row for all of them, [T, H, V].
+
+        What of it turns was turned before.
         """
         ...
 
@@ -96,6 +126,15 @@ class PackedAttend:
         if turn is not None:
             q_THD, k_TGD = rotary(q_THD, *turn), rotary(k_TGD, *turn)
         return packed_attention(q_THD, k_TGD, v_TGD, self.packing, mask=mask, scale=scale, bias=bias)
+
+    def latent(
+        self, site: int, q_THD: Tensor, latent_TR: Tensor, heads: LatentHeads, *, mask: Mask, scale: float
+    ) -> Tensor:
+        """By the keys and values themselves: fewer numbers meet than where latent rows do."""
+        k_THD, v_THV = heads.expanded(latent_TR)
+        width = max(k_THD.shape[2], v_THV.shape[2])
+        q_THD, k_THD, v_THD = (F.pad(x, (0, width - x.shape[2])) for x in (q_THD, k_THD, v_THV))
+        return packed_attention(q_THD, k_THD, v_THD, self.packing, mask=mask, scale=scale)[..., : v_THV.shape[2]]
 
     def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:
         self._remembered[site] = k_KGD, v_KGD

@@ -21,18 +21,22 @@ from torch import Tensor, nn
 from trefoil_models import families
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.float8 import read_block_size, whole_blocks
 from trefoil_models.heads import Head, Heads, NextToken, asked_heads
 from trefoil_models.layers import WideLinear
+from trefoil_models.mixture import Router
 from trefoil_models.model_folder import ModelFolder, read_labels
 from trefoil_models.weight_files import Weights, open_weights
 
 log = structlog.get_logger()
 
 STRAY = re.compile(
-    r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|lm_head\.decoder\.\w+)$"
+    r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|lm_head\.decoder\.\w+|weight_scale_inv)$"
 )
-"""Buffers that old files carry and nothing needs."""
+"""Buffers that old files carry and nothing needs, and scales that are read with their weights."""
 
+REPLACED = frozenset({"dtype", "quantization_config"})
+"""Keys of a config.json that are not true of weights that were saved again."""
 OLD_LEAVES = {"gamma": "weight", "beta": "bias"}
 HEAD_MATRIX = "lm_head.weight"
 """What the matrix of the head is called in every model that generates; in files it is the family's `vocab_matrix`."""
@@ -88,6 +92,7 @@ class Model(Protocol):
     def to(self, device: torch.device | str) -> Any: ...
     def get_submodule(self, target: str) -> nn.Module: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self, *, keep_vars: bool) -> dict[str, Any]: ...
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]: ...
@@ -113,11 +118,12 @@ class Blueprint:
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Model:
         """The model in eval mode, no gradients asked for."""
-        shared: dict[int, nn.Parameter] = {}
-        for name, hollow in list(self.model.named_parameters(remove_duplicate=False)):
+        shared: dict[int, Tensor] = {}
+        for name, hollow in _stored(self.model).items():
             if id(hollow) not in shared:
                 tensor = self._tensor(name).to(device=device, dtype=_dtype(self.model, name, dtype))
-                shared[id(hollow)] = nn.Parameter(tensor, requires_grad=False)
+                is_parameter = isinstance(hollow, nn.Parameter)
+                shared[id(hollow)] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
             _put(self.model, name, shared[id(hollow)])
         self.model.to(device)  # the buffers that no file holds
         self.model.train(False)
@@ -128,9 +134,18 @@ class Blueprint:
             tensor = self.weights.read(self.sources[name])
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"tensor {self.sources[name]} cannot be read: {error}") from error
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensor = self._from_float8(tensor, self.sources[name])
         if not tensor.is_floating_point():
             raise CheckpointError(f"tensor {self.sources[name]} has dtype {tensor.dtype}, which is no weight's")
         return tensor.t().contiguous() if _is_transposed(self.model, name) else tensor
+
+    def _from_float8(self, tensor: Tensor, source: str) -> Tensor:
+        """The numbers that a float8 weight and the scales of its blocks stand for."""
+        scales = f"{source}_scale_inv"
+        if scales not in self.weights.files:
+            raise CheckpointError(f"tensor {source} is float8, and {scales} is missing")
+        return whole_blocks(tensor, self.weights.read(scales), read_block_size(self.folder.config))
 
 
 def inspect(folder: Path) -> Blueprint:
@@ -179,26 +194,30 @@ def build(
                 parameter.normal_(0.0, std_of(name, parameter) if std_of else std, generator=generator)
             elif name.endswith("bias"):
                 parameter.zero_()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(_dtype(model, name, dtype))
     return model
 
 
 def save(model: Model, folder: Path, config: dict[str, Any]) -> None:
     """Write config.json and model.safetensors under the names the family publishes; each appears whole or not at all.
 
-    `config` is the content of config.json; its dtype is set from the weights, under the name every reader knows.
+    `config` is the content of config.json; its dtype is set from the weights, under the name every reader knows, and
+    they are whole, however they were read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach().cpu()
+    tensors, taken = {}, set()
+    for name, stored in _stored(model).items():
+        if id(stored) in taken:
+            continue
+        taken.add(id(stored))
+        tensor = stored.detach().cpu()
         tensors[_file_name(model, name)] = (tensor.t() if _is_transposed(model, name) else tensor).contiguous()
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     temporary = folder / ".model.safetensors.part"
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(folder / "model.safetensors")
-    config = {**{key: value for key, value in config.items() if key != "dtype"}, "torch_dtype": dtype}
+    config = {**{key: value for key, value in config.items() if key not in REPLACED}, "torch_dtype": dtype}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     temporary = folder / ".config.json.part"
     temporary.write_text(text, encoding="utf-8")
@@ -241,7 +260,8 @@ def _hollow(family: Any, config: ModelConfig, heads: Heads) -> Model:
 
 
 def _refuse_unimplemented(keys: Keys) -> None:
-    keys.refuse("quantization_config")
+    if "quantization_config" in keys:
+        read_block_size(keys)
     for name in ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "residual_multiplier"):
         keys.refuse(name, 1.0)
     keys.refuse("use_parallel_residual", False)
@@ -253,7 +273,7 @@ def _match(model: Model, weights: Weights) -> dict[str, str]:
     found = _found(model, weights)
     sources: dict[str, str] = {}
     taken: set[int] = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in _stored(model).items():
         is_tied = id(parameter) in taken
         taken.add(id(parameter))
         if name not in found and is_tied:
@@ -272,6 +292,11 @@ def _match(model: Model, weights: Weights) -> dict[str, str]:
     if left:
         log.warning("tensors_not_used", count=len(left), first=left[0])
     return sources
+
+
+def _stored(model: Model) -> dict[str, Tensor]:
+    """What files hold, by name: parameters, tied ones twice, and the buffers that are learned without gradients."""
+    return model.state_dict(keep_vars=True)
 
 
 def _found(model: Model, weights: Weights) -> dict[str, str]:
@@ -301,14 +326,15 @@ def _file_name(model: Model, name: str) -> str:
 
 
 def _dtype(model: Model, name: str, dtype: torch.dtype) -> torch.dtype:
-    is_wide = isinstance(model.get_submodule(name.rpartition(".")[0]), WideLinear)
-    return torch.float32 if is_wide and dtype == torch.float16 else dtype
+    module = model.get_submodule(name.rpartition(".")[0])
+    is_wide = isinstance(module, Router) or (isinstance(module, WideLinear) and dtype == torch.float16)
+    return torch.float32 if is_wide else dtype
 
 
 def _is_transposed(model: Model, name: str) -> bool:
     return any(name.endswith("." + suffix) for suffix in model.transposed)
 
 
-def _put(model: Any, name: str, parameter: nn.Parameter) -> None:
+def _put(model: Any, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, parameter)
+    setattr(model.get_submodule(path), leaf, tensor)

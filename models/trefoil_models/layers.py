@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class WideLinear(Linear):
     """A Linear whose products overflow float16: its weight stays in float32 where the others become float16."""
 
 
+class MatrixLinear(Linear):
+    """A Linear whose weight is read as a matrix besides: it stays as files lay it out."""
+
+
 class PackedLinear(nn.Module):
     """What stands in a linear layer's place when its weight was laid out for the CPU, whole or in fewer bits."""
 
@@ -41,6 +45,22 @@ class PackedLinear(nn.Module):
         return self.weight.times(x_TM)
 
 
+@dataclass(frozen=True, slots=True)
+class LowRanks:
+    """What is added to a weight, as matrices: up^T down for each slot S, scaled, and which slot is a row's own.
+
+    `is_own_TS` None: the only slot is every row's.
+    """
+
+    down_SRM: Tensor
+    up_SRO: Tensor
+    is_own_TS: Tensor | None = None
+
+    def own(self, low_THSR: Tensor) -> Tensor:
+        """With zeros for the slots of others."""
+        return low_THSR if self.is_own_TS is None else low_THSR * self.is_own_TS[:, None, :, None]
+
+
 class Wrapped(nn.Module):
     """What stands in a linear layer's place, asks it first and changes its answer."""
 
@@ -49,15 +69,38 @@ class Wrapped(nn.Module):
         self.base = base
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return self.changed(x_TM, self.base(x_TM))
+        return self.changed(x_TM, self.base(x_TM), None)
 
-    def changed(self, x_TM: Tensor, y_TF: Tensor) -> Tensor:
-        """What becomes of the layer's answer; y itself may be changed where nobody asks for gradients."""
+    def changed(self, x_TM: Tensor, y_TF: Tensor, at_T: Tensor | None) -> Tensor:
+        """What becomes of the layer's answer; y itself may be changed where nobody asks for gradients.
+
+        `at_T`: which rows of the pass these are, where they are not all of it in order.
+        """
+        raise NotImplementedError
+
+    def low_ranks(self) -> LowRanks | None:
+        """What `changed` adds, as matrices for the rows of this pass; None: nothing."""
         raise NotImplementedError
 
 
-def side_by_side(x_TM: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each linear layer makes of the same rows; in one go where all of them were laid out for it."""
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a MatrixLinear, without what wraps it."""
+    weight = layer.base.weight if isinstance(layer, Wrapped) else layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def low_ranks(layer: nn.Module) -> list[LowRanks]:
+    """What wraps a MatrixLinear, as matrices for the rows of this pass."""
+    own = layer.low_ranks() if isinstance(layer, Wrapped) else None
+    return [] if own is None else [own]
+
+
+def side_by_side(x_TM: Tensor, *layers: nn.Module, at_T: Tensor | None = None) -> list[Tensor]:
+    """What each linear layer makes of the same rows; in one go where all of them were laid out for it.
+
+    `at_T`: which rows of the pass these are, where they are not all of it in order.
+    """
     bases = [layer.base if isinstance(layer, Wrapped) else layer for layer in layers]
     packed = [base.weight for base in bases if isinstance(base, PackedLinear)]
     plain = [base for base in bases if isinstance(base, Linear)]
@@ -66,9 +109,9 @@ def side_by_side(x_TM: Tensor, *layers: nn.Module) -> list[Tensor]:
     elif len(plain) == len(layers) and not torch.is_grad_enabled():
         results = linears(x_TM, [base.weight for base in plain], [base.bias for base in plain])
     else:
-        return [layer(x_TM) for layer in layers]
+        results = [base(x_TM) for base in bases]
     pairs = zip(layers, results, strict=True)
-    return [layer.changed(x_TM, y_TF) if isinstance(layer, Wrapped) else y_TF for layer, y_TF in pairs]
+    return [layer.changed(x_TM, y_TF, at_T) if isinstance(layer, Wrapped) else y_TF for layer, y_TF in pairs]
 
 
 def activated(x_TM: Tensor, layer: nn.Module, activate: Callable[[Tensor], Tensor]) -> Tensor:
@@ -121,20 +164,36 @@ class LayerNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
+    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202); `names` are what files call gate, up and down."""
 
-    reads_together: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj")
-
-    def __init__(self, width: int, inner: int, *, activation: str, bias: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        *,
+        activation: str,
+        bias: bool,
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.gate_proj = Linear(width, inner, bias=bias)
-        self.up_proj = Linear(width, inner, bias=bias)
-        self.down_proj = Linear(inner, width, bias=bias)
+        self.reads_together = names[:2]
+        self._names = names
+        for name, sizes in zip(names, ((width, inner), (width, inner), (inner, width)), strict=True):
+            setattr(self, name, Linear(*sizes, bias=bias))
 
-    def forward(self, x_TM: Tensor) -> Tensor:
-        gate_TF, up_TF = side_by_side(x_TM, self.gate_proj, self.up_proj)
-        return self.down_proj(gated_act(gate_TF, up_TF, self.activation))
+    @property
+    def parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The gate, up and down projections as they are now."""
+        gate, up, down = (getattr(self, name) for name in self._names)
+        return gate, up, down
+
+    def forward(self, x_TM: Tensor, at_T: Tensor | None = None) -> Tensor:
+        """`at_T`: which rows of the pass these are, where they are not all of it in order."""
+        gate, up, down = self.parts
+        gate_TF, up_TF = side_by_side(x_TM, gate, up, at_T=at_T)
+        (out_TM,) = side_by_side(gated_act(gate_TF, up_TF, self.activation), down, at_T=at_T)
+        return out_TM
 
 
 class PlainMLP(nn.Module):

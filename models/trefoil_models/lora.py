@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trefoil_models.layers import Linear, Wrapped
+from trefoil_models.layers import Linear, LowRanks, Wrapped
 
 ALL_LINEAR = "all-linear"
 
@@ -49,8 +49,11 @@ class LoraLinear(Wrapped):
         self.scale = low.scale
         self.dropout = nn.Dropout(dropout)
 
-    def changed(self, x_TM: Tensor, y_TF: Tensor) -> Tensor:
+    def changed(self, x_TM: Tensor, y_TF: Tensor, at_T: Tensor | None) -> Tensor:
         return y_TF + self.dropout(x_TM) @ self.lora_down.T @ self.lora_up.T * self.scale
+
+    def low_ranks(self) -> LowRanks:
+        return LowRanks(self.lora_down[None], self.lora_up.T[None] * self.scale)
 
     @property
     def low(self) -> LowRank:

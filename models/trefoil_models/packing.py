@@ -3,7 +3,7 @@ replaced in place; whole, or in 8 or 4 bits.
 
 What was laid out is the only copy of a layer's weight. The input embedding keeps its dtype and its place in the file,
 also where the head is tied to it; a family learns nothing of it. In fewer bits `WideLinear`, which needs range, is left
-whole.
+whole, and `MatrixLinear` is not touched.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trefoil_kernels import low_bit, packed_linear
 from trefoil_kernels.packed_linear import Weight
 from trefoil_models.heads import NextToken
-from trefoil_models.layers import Linear, PackedLinear, WideLinear
+from trefoil_models.layers import Linear, MatrixLinear, PackedLinear, WideLinear
 
 PACKERS: dict[str | None, Callable[[Tensor, Tensor | None], Weight | None]] = {
     None: packed_linear.pack,
@@ -41,7 +41,7 @@ def pack(model: Any, quantization: str | None = None) -> None:
     """Replace the layers of a model on the CPU, once it is loaded; those that gain nothing stay."""
     packer = PACKERS[quantization]
     for name, module in list(model.named_modules()):
-        if isinstance(module, Linear):
+        if isinstance(module, Linear) and not isinstance(module, MatrixLinear):
             own = packed_linear.pack if isinstance(module, WideLinear) else packer
             _replace(model, name, module, own(module.weight, module.bias))
     settle_head(model)

@@ -43,6 +43,12 @@ class Scaling:
     beta_slow: float
     truncate: bool
     attention_factor: float
+    mscale_all_dim: float = 0.0
+
+    @property
+    def softmax_factor(self) -> float:
+        """What YaRN multiplies the scale of scores by where attention heeds `mscale_all_dim`, as DeepSeek's does."""
+        return _m(self.factor, self.mscale_all_dim) ** 2
 
     @property
     def longest(self) -> int:
@@ -91,6 +97,7 @@ def read_scaling(keys: Keys, *, head_dim: int, max_positions: int, theta: float 
         beta_slow=rope.number("beta_slow", 1.0) or 1.0,
         truncate=rope.flag("truncate", True),
         attention_factor=_attention_factor(rope, kind, max_positions / original),
+        mscale_all_dim=rope.number("mscale_all_dim", 0.0),
     )
     _check(scaling)
     return scaling

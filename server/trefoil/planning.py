@@ -1,6 +1,7 @@
 """Sizes before anything is bought: what a KV cache takes, and what an amount of arithmetic is best spent on.
 
-KV cache: 2 (keys and values) x sequences x layers x tokens x KV heads x head width x bytes of a number.
+KV cache: 2 (keys and values) x sequences x layers x tokens x KV heads x head width x bytes of a number. Latent
+attention (DeepSeek-V2 and V3) keeps one row for both and for all heads: the latent numbers and the part that turns.
 Kaplan et al. 2020 (arXiv:2001.08361): N = 1.3e9 C^0.73 with C in petaflop/s-days, loss = (3.1e8 / C)^0.050.
 Hoffmann et al. 2022 (arXiv:2203.15556): 20 tokens a parameter, loss = 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28.
 Both with C = 6 N D floating-point operations.
@@ -14,17 +15,24 @@ from trefoil_models.config_keys import CheckpointError, Keys
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 ENCODERS = frozenset({"albert", "bert", "roberta"})
 ENCODER_DECODERS = frozenset({"mt5", "t5", "umt5"})
+LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
+DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8}
+DEFAULT_HEAD_DIM = {"qwen3": 128, "qwen3_moe": 128}
 PFLOP_DAY = 8.64e19
 TOKENS_PER_PARAMETER = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What a token leaves in the cache. `num_sites`: layers, twice for those that also keep their encoder's rows."""
+    """What a token leaves in the cache. `num_sites`: layers, twice for those that also keep their encoder's rows.
+
+    `copies`: 2 for keys and values, 1 where one row is both.
+    """
 
     num_sites: int
     num_kv_heads: int
     head_dim: int
+    copies: int = 2
 
     @classmethod
     def read(cls, config: Keys) -> "CacheShape":
@@ -32,17 +40,20 @@ class CacheShape:
         model_type = config.text("model_type", "")
         if model_type in ENCODERS:
             raise CheckpointError(f"a {model_type} keeps no cache: it reads a text once")
-        num_heads = _first(config, "num_attention_heads", "n_head", "num_heads")
         num_layers = _first(config, "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers")
+        if model_type in LATENT:
+            width = config.size("kv_lora_rank", 512) + config.size("qk_rope_head_dim", 64)
+            return cls(num_layers, num_kv_heads=1, head_dim=width, copies=1)
+        num_heads = _first(config, "num_attention_heads", "n_head", "num_heads")
         width = _first(config, "hidden_size", "n_embd", "d_model")
         return cls(
             num_sites=num_layers * (2 if model_type in ENCODER_DECODERS else 1),
-            num_kv_heads=_first(config, "num_key_value_heads", default=num_heads),
-            head_dim=_first(config, "head_dim", "d_kv", default=width // num_heads),
+            num_kv_heads=_first(config, "num_key_value_heads", default=_kv_heads(config, model_type, num_heads)),
+            head_dim=_first(config, "head_dim", "d_kv", default=DEFAULT_HEAD_DIM.get(model_type, width // num_heads)),
         )
 
     def bytes_per_token(self, dtype: str) -> int:
-        return 2 * self.num_sites * self.num_kv_heads * self.head_dim * BYTES[dtype]
+        return self.copies * self.num_sites * self.num_kv_heads * self.head_dim * BYTES[dtype]
 
 
 def cache_plan(shape: CacheShape, *, batch_size: int, seq_len: int, dtype: str, page_size: int) -> dict[str, int | str]:
@@ -62,8 +73,8 @@ def cache_plan(shape: CacheShape, *, batch_size: int, seq_len: int, dtype: str, 
         "dtype": dtype,
         "page_size": page_size,
         "formula": (
-            f"2 x {batch_size} sequences x {shape.num_sites} layers x {seq_len} tokens x {shape.num_kv_heads} KV heads "
-            f"x {shape.head_dim} x {BYTES[dtype]} bytes = {total} bytes"
+            f"{shape.copies} x {batch_size} sequences x {shape.num_sites} layers x {seq_len} tokens "
+            f"x {shape.num_kv_heads} KV heads x {shape.head_dim} x {BYTES[dtype]} bytes = {total} bytes"
         ),
     }
 
@@ -108,6 +119,11 @@ LAWS: Mapping[str, Callable[[float | None, float | None, float | None], dict[str
     "chinchilla": chinchilla,
     "kaplan": kaplan,
 }
+
+
+def _kv_heads(config: Keys, model_type: str, num_heads: int) -> int:
+    """How many there are where no key says: one a query head, but for families that have a number of their own."""
+    return num_heads if config.is_null("num_key_value_heads") else DEFAULT_KV_HEADS.get(model_type, num_heads)
 
 
 def _first(config: Keys, *names: str, default: int | None = None) -> int:

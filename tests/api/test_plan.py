@@ -13,6 +13,9 @@ CONFIGS: list[tuple[dict[str, Any], int]] = [
     ({**LLAMA_7B, "num_key_value_heads": 8}, 2 * 32 * 1024 * 2),
     ({**LLAMA_7B, "num_key_value_heads": 1, "head_dim": 100}, 2 * 32 * 100 * 2),
     ({"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12}, 2 * 12 * 768 * 2),
+    ({"model_type": "deepseek_v3", "num_hidden_layers": 61, "num_attention_heads": 128}, 61 * (512 + 64) * 2),
+    ({**LLAMA_7B, "model_type": "deepseek_v2", "kv_lora_rank": 16, "qk_rope_head_dim": 8}, 32 * 24 * 2),
+    ({**LLAMA_7B, "model_type": "mixtral"}, 2 * 32 * 1024 * 2),
     ({"model_type": "t5", "num_layers": 6, "num_heads": 8, "d_kv": 64, "d_model": 512}, 2 * 12 * 512 * 2),
 ]
 

@@ -88,6 +88,23 @@ def test_mixed_batch_gives_each_what_it_gets_alone(base: Path, adapters: list[Pa
     assert list(run(whole, [request("m", PROMPTS[4], 10)]).values()) == [mixed["4", 0]]
 
 
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_experts_and_latent_rows_are_adapted_as_if_merged(family: str, tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base", family)
+    shapes = LoraShape(r=2, alpha=4.0), LoraShape(r=3, alpha=4.0)
+    adapters = [make(base, tmp_path / f"a{n}", shape, seed=n) for n, shape in enumerate(shapes)]
+    names = {name for adapter in adapters for name in read_adapter(adapter, checkpoint.load(base)).lows}
+    assert any(".experts.3." in name for name in names)
+    engine = generator(base, recorder=native())
+    for n, folder in enumerate(adapters):
+        load(engine, f"a{n}", folder)
+    mixed = run(engine, [ask("0", "a0", PROMPTS[4]), ask("1", None, PROMPTS[5]), ask("2", "a1", PROMPTS[6])])
+    for n, adapter in ((0, adapters[0]), (2, adapters[1])):
+        whole = generator(merged(base, adapter, tmp_path / f"merged-{n}"))
+        assert list(run(whole, [request("m", PROMPTS[4 + n], 10)]).values()) == [mixed[f"{n}", 0]]
+    assert list(run(generator(base), [request("b", PROMPTS[5], 10)]).values()) == [mixed["1", 0]]
+
+
 @pytest.mark.parametrize("recorder", [None, native()], ids=["called", "taped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_scores_are_the_same_to_the_bit_beside_others(

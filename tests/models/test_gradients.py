@@ -12,10 +12,14 @@ from trefoil_models import checkpoint
 from trefoil_models.attend import packed_rows
 
 VARIANTS = {
+    "deepseek_v2": ("deepseek_v2", {}),
+    "deepseek_v2 lite": ("deepseek_v2", {"q_lora_rank": None, "topk_method": "greedy", "n_routed_experts": 4}),
+    "deepseek_v3": ("deepseek_v3", {}),
     "gpt2": ("gpt2", {}),
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "mistral": ("mistral", {"sliding_window": 4}),
+    "mixtral": ("mixtral", {}),
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "qwen3": ("qwen3", {}),
     "baichuan": ("baichuan", {}),
@@ -53,7 +57,7 @@ def their_gradients(folder: Path, sequences: list[list[int]]) -> dict[str, Tenso
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_match_transformers(name: str, tmp_path: Path) -> None:
     family, config = VARIANTS[name]
-    folder, sequences = tiny.checkpoint(tmp_path, family, std=0.1, **config), tiny.draw_ids(17, 5, 9)
+    folder, sequences = tiny.checkpoint(tmp_path, family, std=0.1, **config), tiny.draw_ids(37, 5, 9)
     ours, theirs = our_gradients(folder, sequences), their_gradients(folder, sequences)
     assert ours.keys() == theirs.keys()
     for key, wanted in theirs.items():
@@ -63,5 +67,5 @@ def test_gradients_match_transformers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_reach_every_parameter(name: str, tmp_path: Path) -> None:
     family, config = VARIANTS[name]
-    gradients = our_gradients(tiny.checkpoint(tmp_path, family, **config), tiny.draw_ids(17, 5, 9))
+    gradients = our_gradients(tiny.checkpoint(tmp_path, family, **config), tiny.draw_ids(67, 5, 9))
     assert [key for key, gradient in gradients.items() if not (gradient.isfinite().all() and gradient.any())] == []

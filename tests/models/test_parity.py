@@ -67,6 +67,22 @@ CASES = {
     "mistral window": Case("mistral", {"sliding_window": 8}),
     "mistral no window": Case("mistral", {"sliding_window": None}),
     "mistral head width": Case("mistral", {"head_dim": 16, "sliding_window": 8}),
+    "mixtral": Case("mixtral"),
+    "mixtral window": Case("mixtral", {"sliding_window": 8}),
+    "mixtral one expert a row": Case("mixtral", {"num_experts_per_tok": 1, "num_local_experts": 7}),
+    "mixtral eps": Case("mixtral", {"rms_norm_eps": 0.01}),
+    "deepseek_v2": Case("deepseek_v2"),
+    "deepseek_v2 lite": Case("deepseek_v2", {"q_lora_rank": None, "topk_method": "greedy"}),
+    "deepseek_v2 scaled": Case("deepseek_v2", {"routed_scaling_factor": 3.0, "norm_topk_prob": True}),
+    "deepseek_v2 yarn": Case("deepseek_v2", rope(**YARN, mscale=0.7, mscale_all_dim=1.2)),
+    "deepseek_v2 bias": Case("deepseek_v2", {"attention_bias": True}),
+    "deepseek_v2 eps": Case("deepseek_v2", {"rms_norm_eps": 0.01}),
+    "deepseek_v3": Case("deepseek_v3"),
+    "deepseek_v3 straight queries": Case("deepseek_v3", {"q_lora_rank": None}),
+    "deepseek_v3 unnormalised": Case("deepseek_v3", {"norm_topk_prob": False, "routed_scaling_factor": 1.0}),
+    "deepseek_v3 halves": Case("deepseek_v3", {"rope_interleave": False}),
+    "deepseek_v3 yarn": Case("deepseek_v3", rope(**YARN, mscale=1.0, mscale_all_dim=1.0)),
+    "deepseek_v3 wide values": Case("deepseek_v3", {"v_head_dim": 24, "attention_bias": True}),
     "gpt2": Case("gpt2"),
     "gpt2 inner": Case("gpt2", {"n_inner": 40}),
     "gpt2 unscaled": Case("gpt2", {"scale_attn_weights": False}),
@@ -98,6 +114,13 @@ CASES = {
     "internlm2 dynamic": Case("internlm2", {"max_position_embeddings": 32, **rope(**DYNAMIC)}),
 }
 
+MIXTRAL_DEFAULTS = (
+    "num_key_value_heads",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "rms_norm_eps",
+    "rope_parameters",
+)
 EDITS = {
     "head_dim null": Case("llama", edit=lambda c: c.update(head_dim=None)),
     "head_dim absent": Case("llama", edit=lambda c: c.pop("head_dim")),
@@ -149,6 +172,11 @@ EDITS = {
     "tied, but the file has a head": Case("llama", edit=lambda c: c.update(tie_word_embeddings=True)),
     "gpt2 tied, but the file has a head": Case(
         "gpt2", {"tie_word_embeddings": False}, lambda c: c.update(tie_word_embeddings=True)
+    ),
+    "mixtral's defaults": Case(
+        "mixtral",
+        {"num_attention_heads": 16, "num_key_value_heads": 8, "num_local_experts": 8},
+        lambda c: [c.pop(name) for name in MIXTRAL_DEFAULTS],
     ),
     "gpt2's inner width null": Case("gpt2", edit=lambda c: c.update(n_inner=None)),
     "gpt2 under the usual names": Case(

@@ -162,9 +162,14 @@ def test_a_missing_head_is_named(tmp_path: Path) -> None:
     assert "lm_head.weight is missing" in refusal(with_tensors(tmp_path, lambda x: x.pop("lm_head.weight")))
 
 
+OBLONG = {"gpt2": "transformer.h.0.mlp.c_fc.weight"} | dict.fromkeys(
+    ("deepseek_v2", "deepseek_v3"), "model.layers.0.self_attn.kv_b_proj.weight"
+)
+
+
 @pytest.mark.parametrize("family", tiny.TRANSFORMERS)
 def test_a_wrong_shape_is_named(family: str, tmp_path: Path) -> None:
-    name = "transformer.h.0.mlp.c_fc.weight" if family == "gpt2" else "model.layers.0.mlp.up_proj.weight"
+    name = OBLONG.get(family, "model.layers.0.self_attn.k_proj.weight")
     line = refusal(with_tensors(tmp_path, lambda x: x.update({name: x[name].T.contiguous()}), family))
     assert line.startswith(f"tensor {name} has shape [")
 

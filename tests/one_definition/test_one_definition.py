@@ -18,8 +18,11 @@ from trefoil_models.attend import packed_rows
 
 PAGE_SIZE, NUM_PAGES, LENS = 4, 64, (1, 9, 23, 40)
 VARIANTS = {
+    "deepseek_v2": {"q_lora_rank": None},
+    "deepseek_v3": {},
     "llama": {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
     "mistral": {"sliding_window": 7},
+    "mixtral": {"sliding_window": 7},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "qwen3": {"head_dim": 16},
@@ -44,7 +47,15 @@ def paged(model: checkpoint.Model, sequences: list[list[int]], dice: random.Rand
     free = list(range(NUM_PAGES))
     dice.shuffle(free)
     pages = [
-        new_pages(NUM_PAGES, PAGE_SIZE, site.kv_heads, site.head_dim, dtype=torch.float32, device=torch.device("cpu"))
+        new_pages(
+            NUM_PAGES,
+            PAGE_SIZE,
+            site.kv_heads,
+            site.head_dim,
+            is_latent=site.is_latent,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
         for site in model.sites
     ]
     for site in pages:

@@ -19,6 +19,7 @@ from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken
 from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm, side_by_side
+from trefoil_models.mixture import Mixture, MixtureShape
 from trefoil_models.rotary_scaling import Rotary, Scaling, read_scaling
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -26,7 +27,11 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The checkpoint keys that the mathematics needs; `windows` has one entry a layer, None for full attention."""
+    """The checkpoint keys that the mathematics needs.
+
+    `windows` has one entry a layer, None for full attention; `mixtures` too, None for a plain feed-forward, and none at
+    all where every layer has one.
+    """
 
     vocab_size: int
     width: int
@@ -44,6 +49,7 @@ class Config:
     out_bias: bool = False
     mlp_bias: bool = False
     has_qk_norm: bool = False
+    mixtures: tuple[MixtureShape | None, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -71,6 +77,8 @@ def read_dense(
     out_bias: bool = False,
     mlp_bias: bool = False,
     has_qk_norm: bool = False,
+    eps: float = 1e-6,
+    theta: float = 10000.0,
 ) -> Config:
     """The keys that llama and its children share; the arguments are what differs between them."""
     heads, width = keys.size("num_attention_heads"), keys.size("hidden_size")
@@ -82,7 +90,8 @@ def read_dense(
     if "head_dim" not in keys and head_dim is None and width % heads:
         raise CheckpointError(f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}")
     head_dim = keys.size("head_dim", head_dim or width // heads)
-    scaling = read_scaling(keys, head_dim=head_dim, max_positions=keys.size("max_position_embeddings", max_positions))
+    positions = keys.size("max_position_embeddings", max_positions)
+    scaling = read_scaling(keys, head_dim=head_dim, max_positions=positions, theta=theta)
     if scaling.width != head_dim:
         raise CheckpointError("config.json: partial_rotary_factor is not implemented for this family")
     num_layers = keys.size("num_hidden_layers", most=MOST_LAYERS)
@@ -94,7 +103,7 @@ def read_dense(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        eps=keys.number("rms_norm_eps", 1e-6),
+        eps=keys.number("rms_norm_eps", eps),
         activation=keys.choice("hidden_act", ACTIVATIONS, "silu"),
         scaling=scaling,
         windows=windows or (None,) * num_layers,
@@ -143,21 +152,30 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); children may call the feed-forward by another name."""
 
     attention: ClassVar[type[nn.Module]] = Attention
+    mlp_name: ClassVar[str] = "mlp"
 
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.eps)
         self.self_attn = self.attention(config, site)
         self.post_attention_layernorm = RMSNorm(config.width, config.eps)
-        self.mlp = GatedMLP(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
+        setattr(self, self.mlp_name, feed_forward(config, site))
 
     def forward(self, x_TM: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         out_TM = self.self_attn(self.input_layernorm(x_TM), turn, attend)
         normed_TM, x_TM = self.post_attention_layernorm.after(out_TM, x_TM)
-        return add(x_TM, self.mlp(normed_TM))
+        return add(x_TM, getattr(self, self.mlp_name)(normed_TM))
+
+
+def feed_forward(config: Config, site: int) -> nn.Module:
+    """The layer's mixture of experts, or its one feed-forward."""
+    mixture = config.mixtures[site] if config.mixtures else None
+    if mixture is not None:
+        return Mixture(config.width, mixture, activation=config.activation)
+    return GatedMLP(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
 
 
 class Model(nn.Module):

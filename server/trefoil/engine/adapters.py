@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trefoil_kernels.lora_matmul import slots_of
 from trefoil_models.adapter_files import read_adapter
-from trefoil_models.layers import Wrapped
+from trefoil_models.layers import LowRanks, Wrapped
 from trefoil_models.lora import LowRank
 
 BASE = -1
@@ -38,9 +38,19 @@ class SlottedLinear(Wrapped):
         self._like = low
         self.stack({}, 1)
 
-    def changed(self, x_TM: Tensor, y_TF: Tensor) -> Tensor:
+    def changed(self, x_TM: Tensor, y_TF: Tensor, at_T: Tensor | None) -> Tensor:
         slots_T = self._choice.slots_T
-        return y_TF if slots_T is None else self._slots.add(y_TF, x_TM, slots_T)
+        if slots_T is None:
+            return y_TF
+        return self._slots.add(y_TF, x_TM, slots_T if at_T is None else slots_T[at_T])
+
+    def low_ranks(self) -> LowRanks | None:
+        slots_T = self._choice.slots_T
+        if slots_T is None:
+            return None
+        return LowRanks(
+            *self._matrices, slots_T[:, None] == torch.arange(len(self._matrices[0]), device=slots_T.device)
+        )
 
     def stack(self, lows: Mapping[int, LowRank], num_slots: int) -> None:
         """Take these adapters; a slot without one changes nothing."""
@@ -50,6 +60,7 @@ class SlottedLinear(Wrapped):
         for slot, low in lows.items():
             down_SRM[slot, : low.down_RM.shape[0]] = low.down_RM
             up_SRO[slot, : low.down_RM.shape[0]] = (low.up_OR * low.scale).T
+        self._matrices = down_SRM, up_SRO
         self._slots = slots_of(down_SRM, up_SRO)
 
 

@@ -57,7 +57,8 @@ def plan_memory(
 
 def bytes_of_page(sites: Sequence[Site], *, page_size: int, dtype: torch.dtype) -> int:
     """Keys and values of a page's slots, in all layers."""
-    return sum(2 * page_size * site.kv_heads * site.head_dim * dtype.itemsize for site in sites)
+    numbers = sum((1 if site.is_latent else 2) * site.kv_heads * site.head_dim for site in sites)
+    return page_size * numbers * dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int:

@@ -11,6 +11,7 @@ from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import Pages, page_write, rotary_page_write
 from trefoil_kernels.paged_attention import PageTable, paged_attention
 from trefoil_kernels.rotary import Turn
+from trefoil_models.attend import LatentHeads
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,16 @@ class PagedAttend:
         else:
             q_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, turn, self.slots_T)
         return paged_attention(q_THD, pages, self.table, self.packing, mask=mask, scale=scale, bias=bias)
+
+    def latent(
+        self, site: int, q_THD: Tensor, latent_TR: Tensor, heads: LatentHeads, *, mask: Mask, scale: float
+    ) -> Tensor:
+        """By the latent rows: pages hold nothing else, and to expand them would take more than to meet them."""
+        latent_T1R = latent_TR[:, None]
+        page_write(self.pages[site], latent_T1R, latent_T1R, self.slots_T)
+        q_THR = heads.absorbed(q_THD)
+        mean_THR = paged_attention(q_THR, self.pages[site], self.table, self.packing, mask=mask, scale=scale)
+        return heads.values(mean_THR)
 
     def remember(self, site: int, k_KGD: Tensor, v_KGD: Tensor) -> None:
         assert self.sources is not None, "a decoder remembers no encoder"

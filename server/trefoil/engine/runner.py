@@ -60,6 +60,7 @@ class Runner:
                 memory.page_size,
                 site.kv_heads,
                 site.head_dim,
+                is_latent=site.is_latent,
                 dtype=weight.dtype,
                 device=weight.device,
             )
