@@ -2,7 +2,7 @@
 
 A row's frequencies may depend on its sequence's length (dynamic NTK). They then follow from max(prompt length,
 position + 1): a prompt is rotated with its own length and each generated token with the length it makes, however
-the prompt was cut into chunks.
+the prompt was cut into chunks. Qwen 1's kind, "doubling", stays with the prompt's length throughout.
 """
 
 import math
@@ -62,7 +62,7 @@ class Scaling:
     @property
     def pivot(self) -> int | None:
         """Beyond this length the frequencies depend on the length."""
-        return self.max_positions if self.kind == "dynamic" else None
+        return self.max_positions if self.kind in ("dynamic", "doubling") else None
 
 
 def read_scaling(keys: Keys, *, head_dim: int, max_positions: int, theta: float = 10000.0) -> Scaling:
@@ -103,6 +103,26 @@ def read_scaling(keys: Keys, *, head_dim: int, max_positions: int, theta: float 
     return scaling
 
 
+def plain_scaling(kind: str, *, width: int, theta: float, max_positions: int, factor: float = 1.0) -> Scaling:
+    """The settings of a family whose config.json says them in words of its own. Raises CheckpointError."""
+    scaling = Scaling(
+        kind=kind,
+        width=width,
+        theta=theta,
+        factor=factor,
+        max_positions=max_positions,
+        original_max_positions=max_positions,
+        low_freq_factor=1.0,
+        high_freq_factor=1.0,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        truncate=True,
+        attention_factor=1.0,
+    )
+    _check(scaling)
+    return scaling
+
+
 def _check(scaling: Scaling) -> None:
     """Refuse what would divide by zero or take the logarithm of nothing."""
     wrongs = {
@@ -110,7 +130,7 @@ def _check(scaling: Scaling) -> None:
         f"factor = {scaling.factor} must be above 0": scaling.factor <= 0,
         f"the rotary width must be even and at least 2, not {scaling.width}": scaling.width < 2
         or scaling.width % 2 == 1,
-        "dynamic scaling needs a rotary width above 2": scaling.kind == "dynamic" and scaling.width == 2,
+        "dynamic scaling needs a rotary width above 2": scaling.pivot is not None and scaling.width == 2,
         "beta_fast and beta_slow must be above 0": min(scaling.beta_fast, scaling.beta_slow) <= 0,
         "high_freq_factor must be above low_freq_factor": scaling.kind == "llama3"
         and scaling.high_freq_factor <= scaling.low_freq_factor,
@@ -158,10 +178,17 @@ class Rotary(nn.Module):
         return reference_angles(rows.positions_T, self._frequencies(rows, pivot), factor)
 
     def _frequencies(self, rows: Rows, pivot: int) -> Tensor:
-        """[T, R/2], as they depend on the length: base * (f L/M - (f - 1))^(d / (d - 2)) beyond M."""
+        """[T, R/2], as they depend on the length L: the base times g^(d / (d - 2)) beyond M, and there
+
+        g = f L/M - (f - 1), or 2^ceil(log2(L/M) + 1) - 1 where it doubles.
+        """
         scaling = self.scaling
-        lens_T = rows.prompt_lens_T.maximum(rows.positions_T + 1).clamp(min=pivot).double()
-        growth_T = scaling.factor * lens_T / pivot - (scaling.factor - 1)
+        if scaling.kind == "doubling":
+            lens_T = rows.prompt_lens_T.clamp(min=pivot).double()
+            growth_T = 2 ** ((lens_T / pivot).log2().ceil() + 1) - 1
+        else:
+            lens_T = rows.prompt_lens_T.maximum(rows.positions_T + 1).clamp(min=pivot).double()
+            growth_T = scaling.factor * lens_T / pivot - (scaling.factor - 1)
         base_T = scaling.theta * growth_T ** (scaling.width / (scaling.width - 2))
         return 1.0 / base_T[:, None].float() ** _exponents(scaling.width).to(base_T.device)
 

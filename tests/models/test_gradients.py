@@ -23,6 +23,7 @@ VARIANTS = {
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     "qwen3": ("qwen3", {}),
     "baichuan": ("baichuan", {}),
+    "qwen": ("qwen", {}),
     "internlm2": ("internlm2", {"attention_bias": True}),
 }
 

@@ -105,6 +105,7 @@ CASES = {
     "qwen3 windows": Case("qwen3", {**WINDOWS, "max_window_layers": 1}),
     "qwen3 yarn": Case("qwen3", rope(**YARN)),
     "baichuan": Case("baichuan"),
+    "qwen": Case("qwen"),
     "internlm2": Case("internlm2"),
     "internlm2 mha": Case("internlm2", {"num_key_value_heads": 4}),
     "internlm2 mqa": Case("internlm2", {"num_key_value_heads": 1}),

@@ -28,6 +28,7 @@ VARIANTS = {
     "qwen3": {"head_dim": 16},
     "internlm2": {"attention_bias": True},
     "baichuan": {},
+    "qwen": {"max_position_embeddings": 16},
 }
 
 
