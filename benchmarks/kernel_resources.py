@@ -66,17 +66,17 @@ def row_kernels() -> Iterator[Variant]:
 
 
 def vocabulary_kernels() -> Iterator[Variant]:
-    for D, R in ((64, 64), (128, 128), (80, 32)):
+    for D, R, run in ((64, 64, 32), (128, 128, 64), (80, 32, 16), (128, 64, 1), (128, 128, 32)):
         pages, q, k = (
             page_write.new_pages(2, 16, 8, D, dtype=BF16, device=torch.device("cpu")),
             ones(3, 32, D),
             ones(3, 8, D),
         )
-        angles = torch.ones(3, R // 2), torch.ones(3, R // 2)
-        yield Variant(f"rotary {D}/{R}", lambda q=q, a=angles: rotary.on_triton(q, *a))
+        turn, kind = rotary.Turn(torch.ones(3, R // 2), torch.ones(3, R // 2), run), f"{D}/{R}/{run}"
+        yield Variant(f"rotary {kind}", lambda q=q, t=turn: rotary.on_triton(q, t))
         yield Variant(
-            f"rotary_page_write {D}/{R}",
-            lambda p=pages, q=q, k=k, a=angles: page_write.rotary_on_triton(p, q, k, k, a, torch.arange(3)),
+            f"rotary_page_write {kind}",
+            lambda p=pages, q=q, k=k, t=turn: page_write.rotary_on_triton(p, q, k, k, t, torch.arange(3)),
         )
     for dtype in (BF16, FP32):
         hidden, head = ones(3, 4096, dtype=dtype), ones(512, 4096, dtype=dtype)

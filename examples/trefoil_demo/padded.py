@@ -40,7 +40,7 @@ class PaddedAttend:
         turn: Turn | None = None,
     ) -> Tensor:
         if turn is not None:
-            q_THD, k_TGD = rotary(q_THD, *turn), rotary(k_TGD, *turn)
+            q_THD, k_TGD = rotary(q_THD, turn), rotary(k_TGD, turn)
         length = len(q_THD) // len(self.is_text_NS)
         if (mask, length) not in self._added:
             self._added[mask, length] = self._to_add(mask, length, bias)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
 from trefoil_kernels.launch import launch, row_tile, runs_triton
-from trefoil_kernels.rotary import Turn, rotary, turn, turn_constants
+from trefoil_kernels.rotary import Turn, is_contiguous, rotary, turn_constants, turn_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +84,23 @@ def on_triton(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> No
     )
 
 
-def rotary_page_write(
-    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: Turn, slots_T: Tensor
-) -> Tensor:
-    """The queries turned by `angles`; keys, turned too, and values to their slots."""
-    if not runs_triton(q_THD):
-        rows, turn = (q_THD, k_TGD, v_TGD), (*angles, slots_T)
-        native = native_for(*rows, *angles)
-        if native and all(map(has_side_by_side_heads, rows)) and all(x.is_contiguous() for x in turn):
-            return native.rotary_page_write(rows, (pages.k_PSGD, pages.v_PSGD), angles, slots_T)
-        page_write(pages, rotary(k_TGD, *angles), v_TGD, slots_T)
-        return rotary(q_THD, *angles)
-    return rotary_on_triton(pages, q_THD, k_TGD, v_TGD, angles, slots_T)
+def rotary_page_write(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, turn: Turn, slots_T: Tensor) -> Tensor:
+    """The queries turned; keys, turned too, and values to their slots."""
+    if runs_triton(q_THD):
+        return rotary_on_triton(pages, q_THD, k_TGD, v_TGD, turn, slots_T)
+    rows, native = (q_THD, k_TGD, v_TGD), native_for(q_THD, k_TGD, v_TGD, turn.cos_TR)
+    if native and all(map(has_side_by_side_heads, rows)) and is_contiguous(turn) and slots_T.is_contiguous():
+        return native.rotary_page_write(
+            rows, (pages.k_PSGD, pages.v_PSGD), (turn.cos_TR, turn.sin_TR), turn.run, slots_T
+        )
+    page_write(pages, rotary(k_TGD, turn), v_TGD, slots_T)
+    return rotary(q_THD, turn)
 
 
-def rotary_on_triton(
-    pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, angles: Turn, slots_T: Tensor
-) -> Tensor:
+def rotary_on_triton(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, turn: Turn, slots_T: Tensor) -> Tensor:
     """By the kernel below."""
     q_THD, k_TGD, v_TGD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
-    cos_TR, sin_TR = (x.contiguous() for x in angles)
+    cos_TR, sin_TR = turn.cos_TR.contiguous(), turn.sin_TR.contiguous()
     turned_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     num_rows, heads, width = q_THD.shape
     kv_heads = k_TGD.shape[1]
@@ -112,7 +109,7 @@ def rotary_on_triton(
         (num_rows, 3),
         *(q_THD, k_TGD, v_TGD, turned_THD, pages.k_PSGD, pages.v_PSGD, cos_TR, sin_TR, slots_T, heads, kv_heads),
         *(stride for x in (q_THD, k_TGD, v_TGD) for stride in x.stride()[:2]),
-        **turn_constants(max(heads, kv_heads), width, cos_TR.shape[1]),
+        **turn_constants(max(heads, kv_heads), width, turn),
         BLOCK_V=triton.next_power_of_2(kv_heads * width),
         num_warps=4,
     )
@@ -176,6 +173,7 @@ def _rotate_and_write(
     v_head_stride,
     D: tl.constexpr,
     HALF: tl.constexpr,
+    RUN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -186,10 +184,10 @@ def _rotate_and_write(
     slot = tl.load(slots + row) * kv_heads * D
     if tl.program_id(1) == 0:
         source, target = q + row * q_stride, turned + row * heads * D
-        turn(source, target, cos, sin, row, heads, q_head_stride, D, HALF, BLOCK_H, BLOCK_HALF, BLOCK_REST)
+        turn_row(source, target, cos, sin, row, heads, q_head_stride, D, HALF, RUN, BLOCK_H, BLOCK_HALF, BLOCK_REST)
     elif tl.program_id(1) == 1:
         source, target = k + row * k_stride, k_pages + slot
-        turn(source, target, cos, sin, row, kv_heads, k_head_stride, D, HALF, BLOCK_H, BLOCK_HALF, BLOCK_REST)
+        turn_row(source, target, cos, sin, row, kv_heads, k_head_stride, D, HALF, RUN, BLOCK_H, BLOCK_HALF, BLOCK_REST)
     else:
         at = tl.arange(0, BLOCK_V)
         value = tl.load(v + row * v_stride + at // D * v_head_stride + at % D, mask=at < kv_heads * D)

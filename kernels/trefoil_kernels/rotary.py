@@ -1,11 +1,16 @@
-"""Rotary positions in the half layout (Su et al., arXiv 2104.09864, eq. 34; pairs are i and i + R/2).
+"""Rotary positions (Su et al., arXiv 2104.09864, eq. 34): pairs of a head's numbers turn by the row's angles.
 
     (a, b) -> (a cos - b sin, b cos + a sin)
+
+Pair i is the numbers f and f + run, where f = 2 run (i // run) + i % run. One run as long as there are pairs is the half
+layout (i with i + R/2), a run of 1 the interleaved one (2i with 2i + 1), and several runs are as many half layouts side
+by side, whose angles may come of different positions (ChatGLM).
 
 Only the first R of the D numbers of a head turn; the rest pass through. Computed in float32, cast back at the end.
 The gradient turns back: by the angles with the sign of their sines changed.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +21,27 @@ from torch import Tensor
 from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
 from trefoil_kernels.launch import launch, runs_triton
 
-Turn = tuple[Tensor, Tensor]
-"""Cosines and sines of each row's angles, float32 [T, R/2] each."""
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Cosines and sines of each row's angles, float32 [T, R/2] each, and the run of the pairs they turn."""
+
+    cos_TR: Tensor
+    sin_TR: Tensor
+    run: int
+
+    @property
+    def back(self) -> "Turn":
+        """By the same angles the other way."""
+        return Turn(self.cos_TR, -self.sin_TR, self.run)
 
 
-def angles(positions_T: Tensor, frequencies_R: Tensor, factor: float = 1.0) -> Turn:
+def half_turn(cos_TR: Tensor, sin_TR: Tensor) -> Turn:
+    """In the half layout."""
+    return Turn(cos_TR, sin_TR, cos_TR.shape[1])
+
+
+def angles(positions_T: Tensor, frequencies_R: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """Of each position (int64) and frequency (float32), cosines and sines times a factor."""
     are_plain = positions_T.is_contiguous() and frequencies_R.is_contiguous()
     if are_plain and not runs_triton(positions_T) and (native := native_for(frequencies_R)):
@@ -28,46 +49,50 @@ def angles(positions_T: Tensor, frequencies_R: Tensor, factor: float = 1.0) -> T
     return reference_angles(positions_T, frequencies_R, factor)
 
 
-def reference_angles(positions_T: Tensor, frequencies_R: Tensor, factor: float) -> Turn:
+def reference_angles(positions_T: Tensor, frequencies_R: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """In torch; frequencies may differ from row to row, [T, R/2]."""
     angles_TR = positions_T[:, None].float() * frequencies_R
     return angles_TR.cos() * factor, angles_TR.sin() * factor
 
 
-def rotary(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Turn each head's first R = 2 * `cos_TR`.shape[1] numbers by the row's angles (both tables float32 [T, R/2])."""
+def rotary(x_THD: Tensor, turn: Turn) -> Tensor:
+    """Turn each head's first R numbers by the row's angles."""
     if runs_triton(x_THD):
-        turned_THD: Tensor = _Rotary.apply(x_THD, cos_TR, sin_TR)
+        turned_THD: Tensor = _Rotary.apply(x_THD, turn.cos_TR, turn.sin_TR, turn.run)
         return turned_THD
-    native = native_for(x_THD, cos_TR)
-    if native is None or not has_side_by_side_heads(x_THD) or not cos_TR.is_contiguous() or not sin_TR.is_contiguous():
-        return reference(x_THD, cos_TR, sin_TR)
-    return native.rotary(x_THD, cos_TR, sin_TR)
+    native = native_for(x_THD, turn.cos_TR)
+    if native is None or not has_side_by_side_heads(x_THD) or not is_contiguous(turn):
+        return reference(x_THD, turn)
+    return native.rotary(x_THD, turn.cos_TR, turn.sin_TR, turn.run)
 
 
-def reference(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+def is_contiguous(turn: Turn) -> bool:
+    return turn.cos_TR.is_contiguous() and turn.sin_TR.is_contiguous()
+
+
+def reference(x_THD: Tensor, turn: Turn) -> Tensor:
     """The formula in torch."""
-    half = cos_TR.shape[1]
-    cos_T1R, sin_T1R = cos_TR[:, None], sin_TR[:, None]
-    first_THR, second_THR = x_THD[..., :half].float(), x_THD[..., half : 2 * half].float()
-    turned = [first_THR * cos_T1R - second_THR * sin_T1R, second_THR * cos_T1R + first_THR * sin_T1R]
-    turned_THR = torch.cat(turned, -1).to(x_THD.dtype)
-    return turned_THR if 2 * half == x_THD.shape[-1] else torch.cat([turned_THR, x_THD[..., 2 * half :]], -1)
+    width = 2 * turn.cos_TR.shape[1]
+    cos, sin = (x[:, None].unflatten(-1, (-1, turn.run)) for x in (turn.cos_TR, turn.sin_TR))  # [T, 1, runs, run]
+    first, second = x_THD[..., :width].float().unflatten(-1, (-1, 2, turn.run)).unbind(-2)  # [T, H, runs, run]
+    turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -2)
+    turned_THR = turned.flatten(-3).to(x_THD.dtype)
+    return turned_THR if width == x_THD.shape[-1] else torch.cat([turned_THR, x_THD[..., width:]], -1)
 
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    def forward(ctx: Any, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, run: int) -> Tensor:
         ctx.save_for_backward(cos_TR, sin_TR)
-        return on_triton(x_THD, cos_TR, sin_TR)
+        ctx.run = run
+        return on_triton(x_THD, Turn(cos_TR, sin_TR, run))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cos_TR, sin_TR = ctx.saved_tensors
-        return on_triton(grads[0], cos_TR, -sin_TR), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return on_triton(grads[0], Turn(*ctx.saved_tensors, ctx.run).back), None, None, None
 
 
-def on_triton(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+def on_triton(x_THD: Tensor, turn: Turn) -> Tensor:
     """By the kernel below."""
     x_THD = x_THD if x_THD.stride(2) == 1 else x_THD.contiguous()
     turned_THD = torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device)
@@ -75,18 +100,20 @@ def on_triton(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     launch(
         _rotate,
         (num_rows,),
-        *(x_THD, turned_THD, cos_TR.contiguous(), sin_TR.contiguous(), heads, *x_THD.stride()[:2]),
-        **turn_constants(heads, width, cos_TR.shape[1]),
+        *(x_THD, turned_THD, turn.cos_TR.contiguous(), turn.sin_TR.contiguous(), heads, *x_THD.stride()[:2]),
+        **turn_constants(heads, width, turn),
         num_warps=4,
     )
     return turned_THD
 
 
-def turn_constants(heads: int, width: int, half: int) -> dict[str, int]:
-    """What `turn` is compiled for; `heads` is the largest number of them."""
+def turn_constants(heads: int, width: int, turn: Turn) -> dict[str, int]:
+    """What `turn_row` is compiled for; `heads` is the largest number of them."""
+    half = turn.cos_TR.shape[1]
     return {
         "D": width,
         "HALF": half,
+        "RUN": turn.run,
         "BLOCK_H": triton.next_power_of_2(heads),
         "BLOCK_HALF": triton.next_power_of_2(half),
         "BLOCK_REST": triton.next_power_of_2(max(width - 2 * half, 1)),
@@ -104,17 +131,18 @@ def _rotate(
     head_stride,
     D: tl.constexpr,
     HALF: tl.constexpr,
+    RUN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     source, target = x + row * stride, turned + row * heads * D
-    turn(source, target, cos, sin, row, heads, head_stride, D, HALF, BLOCK_H, BLOCK_HALF, BLOCK_REST)
+    turn_row(source, target, cos, sin, row, heads, head_stride, D, HALF, RUN, BLOCK_H, BLOCK_HALF, BLOCK_REST)
 
 
 @triton.jit
-def turn(
+def turn_row(
     source,
     target,
     cos,
@@ -124,6 +152,7 @@ def turn(
     head_stride,
     D: tl.constexpr,
     HALF: tl.constexpr,
+    RUN: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
@@ -133,10 +162,11 @@ def turn(
     real = (head < heads) & (lane < HALF)[None, :]  # [heads, half]
     c = tl.load(cos + row * HALF + lane, mask=lane < HALF, other=0.0)[None, :]
     s = tl.load(sin + row * HALF + lane, mask=lane < HALF, other=0.0)[None, :]
-    a = tl.load(source + head * head_stride + lane[None, :], mask=real, other=0.0).to(tl.float32)
-    b = tl.load(source + head * head_stride + HALF + lane[None, :], mask=real, other=0.0).to(tl.float32)
-    tl.store(target + head * D + lane[None, :], (a * c - b * s).to(target.dtype.element_ty), mask=real)
-    tl.store(target + head * D + HALF + lane[None, :], (b * c + a * s).to(target.dtype.element_ty), mask=real)
+    first = (lane if RUN == HALF else lane // RUN * (2 * RUN) + lane % RUN)[None, :]
+    a = tl.load(source + head * head_stride + first, mask=real, other=0.0).to(tl.float32)
+    b = tl.load(source + head * head_stride + RUN + first, mask=real, other=0.0).to(tl.float32)
+    tl.store(target + head * D + first, (a * c - b * s).to(target.dtype.element_ty), mask=real)
+    tl.store(target + head * D + RUN + first, (b * c + a * s).to(target.dtype.element_ty), mask=real)
     if 2 * HALF < D:
         rest = 2 * HALF + tl.arange(0, BLOCK_REST)[None, :]
         is_rest = (head < heads) & (rest < D)

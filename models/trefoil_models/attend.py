@@ -124,7 +124,7 @@ class PackedAttend:
         turn: Turn | None = None,
     ) -> Tensor:
         if turn is not None:
-            q_THD, k_TGD = rotary(q_THD, *turn), rotary(k_TGD, *turn)
+            q_THD, k_TGD = rotary(q_THD, turn), rotary(k_TGD, turn)
         return packed_attention(q_THD, k_TGD, v_TGD, self.packing, mask=mask, scale=scale, bias=bias)
 
     def latent(

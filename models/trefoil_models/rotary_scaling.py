@@ -160,22 +160,22 @@ def _m(factor: float, mscale: float) -> float:
 
 
 class Rotary(nn.Module):
-    """Positions to cosines and sines; float32 whatever the weights are."""
+    """Positions to cosines and sines, float32 whatever the weights are, for pairs of this run (None: half a head)."""
 
     inv_freq_R: Tensor
 
-    def __init__(self, scaling: Scaling) -> None:
+    def __init__(self, scaling: Scaling, *, run: int | None = None) -> None:
         super().__init__()
-        self.scaling = scaling
+        self.scaling, self.run = scaling, run or scaling.width // 2
         # on the CPU by name: a model may be built on the meta device, and this table is not in any file
         self.register_buffer("inv_freq_R", _inv_freq(scaling), persistent=False)
 
     def forward(self, rows: Rows) -> Turn:
-        """(cos, sin), each float32 [T, R/2]."""
+        """The turn of each row."""
         pivot, factor = self.scaling.pivot, self.scaling.attention_factor
         if pivot is None:
-            return angles(rows.positions_T, self.inv_freq_R, factor)
-        return reference_angles(rows.positions_T, self._frequencies(rows, pivot), factor)
+            return Turn(*angles(rows.positions_T, self.inv_freq_R, factor), self.run)
+        return Turn(*reference_angles(rows.positions_T, self._frequencies(rows, pivot), factor), self.run)
 
     def _frequencies(self, rows: Rows, pivot: int) -> Tensor:
         """[T, R/2], as they depend on the length L: the base times g^(d / (d - 2)) beyond M, and there

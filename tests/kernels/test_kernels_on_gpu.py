@@ -76,15 +76,16 @@ def test_keys_of_another_packing(gpu: str) -> None:
     assert_agrees(kernel, plain, [draw(gpu, 878, 8, 128), draw(gpu, 1446, 2, 128), draw(gpu, 1446, 2, 128)])
 
 
-def test_turned_keys_go_to_their_slots(gpu: str) -> None:
+@pytest.mark.parametrize("run", [64, 32, 1])
+def test_turned_keys_go_to_their_slots(run: int, gpu: str) -> None:
     pages = new_pages(64, 16, 8, 128, dtype=torch.bfloat16, device=torch.device(gpu))
     slots_T = torch.randperm(1024, device=gpu)[:777]
     angles_TR = torch.arange(777, device=gpu)[:, None] * 10000.0 ** -(torch.arange(64, device=gpu) / 64)
-    angles = angles_TR.cos(), angles_TR.sin()
+    turn = rotary.Turn(angles_TR.cos(), angles_TR.sin(), run)
     q_THD, k_TGD, v_TGD = (draw(gpu, 777, heads, 128).detach() for heads in (32, 8, 8))
-    turned_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, angles, slots_T)
-    assert_close(turned_THD, rotary.reference(q_THD, *angles))
-    assert_close(pages.k_PSGD.flatten(0, 1)[slots_T], rotary.reference(k_TGD, *angles))
+    turned_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, turn, slots_T)
+    assert_close(turned_THD, rotary.reference(q_THD, turn))
+    assert_close(pages.k_PSGD.flatten(0, 1)[slots_T], rotary.reference(k_TGD, turn))
     assert torch.equal(pages.v_PSGD.flatten(0, 1)[slots_T], v_TGD)
 
 

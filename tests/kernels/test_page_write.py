@@ -5,7 +5,7 @@ import torch
 
 from closeness import assert_close
 from trefoil_kernels.page_write import Pages, copy_pages, new_pages, page_write, rotary_page_write
-from trefoil_kernels.rotary import reference
+from trefoil_kernels.rotary import Turn, reference
 
 
 def draw(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Pages:
@@ -30,14 +30,14 @@ def test_page_write_takes_slices_of_a_fused_projection() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("half", [3, 4])
-def test_turning_on_the_way_is_turning_and_writing(half: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("half", "run"), [(3, 3), (4, 4), (4, 2), (3, 1)])
+def test_turning_on_the_way_is_turning_and_writing(half: int, run: int, dtype: torch.dtype) -> None:
     pages, wanted, slots_T = draw(dtype), draw(dtype), torch.tensor([19, 0, 6])
     q_THD, k_TGD, v_TGD = (torch.randn(3, heads, 8).to(dtype) for heads in (4, 2, 2))
-    angles = (torch.randn(3, half), torch.randn(3, half))
-    turned_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, angles, slots_T)
-    assert_close(turned_THD, reference(q_THD, *angles))
-    page_write(wanted, reference(k_TGD, *angles), v_TGD, slots_T)
+    turn = Turn(torch.randn(3, half), torch.randn(3, half), run)
+    turned_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, turn, slots_T)
+    assert_close(turned_THD, reference(q_THD, turn))
+    page_write(wanted, reference(k_TGD, turn), v_TGD, slots_T)
     for own, right in ((pages.k_PSGD, wanted.k_PSGD), (pages.v_PSGD, wanted.v_PSGD)):
         assert torch.equal(own.isnan(), right.isnan())
         assert_close(own.nan_to_num(), right.nan_to_num())

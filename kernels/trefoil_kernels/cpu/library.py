@@ -297,12 +297,12 @@ class Native:
         self._ask(self._angles, Angles(*tensors, *shape, factor))
         return cos_TR, sin_TR
 
-    def rotary(self, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    def rotary(self, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, run: int) -> Tensor:
         """Heads lie side by side in each row; the tables are float32 and contiguous."""
         rows, heads, width = x_THD.shape
         out_THD = self._empty((rows, heads, width), x_THD.dtype)
         tensors = (tensor.data_ptr() for tensor in (x_THD, out_THD, cos_TR, sin_TR))
-        sizes = rows, x_THD.stride(0), heads, width, cos_TR.shape[1]
+        sizes = rows, x_THD.stride(0), heads, width, cos_TR.shape[1], run
         self._ask(self._rotary, Rotary(*tensors, *sizes, KINDS[x_THD.dtype]))
         return out_THD
 
@@ -311,6 +311,7 @@ class Native:
         rows: tuple[Tensor, Tensor, Tensor],
         pages: tuple[Tensor, Tensor],
         angles: tuple[Tensor, Tensor],
+        run: int,
         slots_T: Tensor,
     ) -> Tensor:
         """The queries turned; keys, turned too, and values to their slots. Heads lie side by side in each row."""
@@ -324,6 +325,7 @@ class Native:
             k_TGD.shape[1],
             width,
             angles[0].shape[1],
+            run,
             *(x.stride(0) for x in rows),
             KINDS[q_THD.dtype],
         )

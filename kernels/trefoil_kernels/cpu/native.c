@@ -1035,14 +1035,21 @@ int trefoil_add_layer_norm(const struct layer_norm *n) {
     return is_short;
 }
 
+INLINE void turn_pair(enum kind kind, const void *x, void *out, long at, long run, float cosine, float sine) {
+    float first = number(kind, x, at), second = number(kind, x, at + run);
+    put(kind, out, at, first * cosine - second * sine);
+    put(kind, out, at + run, second * cosine + first * sine);
+}
+
+/* Pair i is the numbers f and f + run, f = 2 run (i / run) + i % run; `half` pairs. */
 INLINE void turn_head(
-    enum kind kind, const void *x, void *out, const float *cosine, const float *sine, long half, long width
+    enum kind kind, const void *x, void *out, const float *cosine, const float *sine, long half, long run, long width
 ) {
-    for (long i = 0; i < half; i++) {
-        float first = number(kind, x, i), second = number(kind, x, half + i);
-        put(kind, out, i, first * cosine[i] - second * sine[i]);
-        put(kind, out, half + i, second * cosine[i] + first * sine[i]);
-    }
+    if (run == 1) /* neighbours */
+        for (long i = 0; i < half; i++) turn_pair(kind, x, out, 2 * i, 1, cosine[i], sine[i]);
+    else
+        for (long from = 0; from < half; from += run)
+            for (long i = from; i < from + run; i++) turn_pair(kind, x, out, from + i, run, cosine[i], sine[i]);
     for (long i = 2 * half; i < width; i++) put(kind, out, i, number(kind, x, i));
 }
 
@@ -1066,12 +1073,12 @@ int trefoil_angles(const struct angles *a) {
     return 0;
 }
 
-/* Turns each head's first 2 * half numbers by its row's angles. */
+/* Turns each head's first 2 * half numbers by its row's angles, in pairs of this run. */
 struct rotary {
     const void *x;
     void *out;
     const float *cosines, *sines;
-    int64_t rows, x_stride, heads, width, half;
+    int64_t rows, x_stride, heads, width, half, run;
     int32_t kind;
 };
 
@@ -1079,7 +1086,7 @@ INLINE void rotary_head(enum kind kind, const struct rotary *t, long i) {
     long r = i / t->heads;
     turn_head(kind, shifted(kind, t->x, r * t->x_stride + i % t->heads * t->width),
               (void *)shifted(kind, t->out, i * t->width), t->cosines + r * t->half, t->sines + r * t->half, t->half,
-              t->width);
+              t->run, t->width);
 }
 
 int trefoil_rotary(const struct rotary *t) {
@@ -1096,7 +1103,7 @@ struct turning {
     void *out, *k_pages, *v_pages;
     const float *cosines, *sines;
     const int64_t *slots;
-    int64_t rows, heads, kv_heads, width, half, q_stride, k_stride, v_stride;
+    int64_t rows, heads, kv_heads, width, half, run, q_stride, k_stride, v_stride;
     int32_t kind;
 };
 
@@ -1105,10 +1112,10 @@ INLINE void turn_row(enum kind kind, const struct turning *t, long r) {
     long slot = t->slots[r] * t->kv_heads * t->width, bytes = t->kv_heads * t->width * (kind == F32 ? 4 : 2);
     for (long h = 0; h < t->heads; h++)
         turn_head(kind, shifted(kind, t->q, r * t->q_stride + h * t->width),
-                  (void *)shifted(kind, t->out, (r * t->heads + h) * t->width), cosine, sine, t->half, t->width);
+                  (void *)shifted(kind, t->out, (r * t->heads + h) * t->width), cosine, sine, t->half, t->run, t->width);
     for (long h = 0; h < t->kv_heads; h++)
         turn_head(kind, shifted(kind, t->k, r * t->k_stride + h * t->width),
-                  (void *)shifted(kind, t->k_pages, slot + h * t->width), cosine, sine, t->half, t->width);
+                  (void *)shifted(kind, t->k_pages, slot + h * t->width), cosine, sine, t->half, t->run, t->width);
     memcpy((void *)shifted(kind, t->v_pages, slot), shifted(kind, t->v, r * t->v_stride), bytes);
 }
 

@@ -92,7 +92,7 @@ class Rotary(ctypes.Structure):
 
     _fields_ = [
         *((name, Pointer) for name in ("x", "out", "cosines", "sines")),
-        *((name, Long) for name in ("rows", "x_stride", "heads", "width", "half")),
+        *((name, Long) for name in ("rows", "x_stride", "heads", "width", "half", "run")),
         ("kind", Int),
     ]
 
@@ -102,7 +102,8 @@ class Turning(ctypes.Structure):
 
     _fields_ = [
         *((name, Pointer) for name in ("q", "k", "v", "out", "k_pages", "v_pages", "cosines", "sines", "slots")),
-        *((name, Long) for name in ("rows", "heads", "kv_heads", "width", "half", "q_stride", "k_stride", "v_stride")),
+        *((name, Long) for name in ("rows", "heads", "kv_heads", "width", "half", "run")),
+        *((name, Long) for name in ("q_stride", "k_stride", "v_stride")),
         ("kind", Int),
     ]
 
