@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logg
 
 import tiny_remote
 
-TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3")
+TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3")
 """Families that transformers has a class for."""
 FAMILIES = (*TRANSFORMERS, *tiny_remote.FAMILIES)
 PEER = "peer"
@@ -62,6 +62,8 @@ LATENT: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**LATENT, "topk_method": "group_limited_greedy", "n_shared_experts": 2},
     "deepseek_v3": {**LATENT, "n_shared_experts": 1},
+    "glm": {**DENSE, "pad_token_id": 0},
+    "glm4": {**DENSE, "pad_token_id": 0},
     "gpt2": GPT2,
     "mixtral": {**DENSE, "num_local_experts": 4, "num_experts_per_tok": 2},
 }

@@ -52,13 +52,14 @@ def gated_act(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
     """act(gate) * up, elementwise and differentiable; `activation` is a key of ACTIVATIONS."""
     if runs_triton(gate_TF) and gate_TF.dtype == up_TF.dtype:
         return on_triton(gate_TF, up_TF, activation)
-    if ACTIVATIONS[activation] is F.silu and (native := native_for(gate_TF, up_TF)) and _are_alike(gate_TF, up_TF):
+    if ACTIVATIONS[activation] is F.silu and (native := native_for(gate_TF, up_TF)) and _are_rows(gate_TF, up_TF):
         return native.silu_mul(gate_TF, up_TF)
     return reference(gate_TF, up_TF, activation)
 
 
-def _are_alike(gate_TF: Tensor, up_TF: Tensor) -> bool:
-    return gate_TF.dtype == up_TF.dtype and gate_TF.is_contiguous() and up_TF.is_contiguous()
+def _are_rows(gate_TF: Tensor, up_TF: Tensor) -> bool:
+    """Of one dtype, perhaps slices of wider rows."""
+    return gate_TF.dtype == up_TF.dtype and gate_TF.dim() == 2 and gate_TF.stride(1) == up_TF.stride(1) == 1
 
 
 def on_triton(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:

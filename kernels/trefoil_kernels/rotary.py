@@ -2,9 +2,9 @@
 
     (a, b) -> (a cos - b sin, b cos + a sin)
 
-Pair i is the numbers f and f + run, where f = 2 run (i // run) + i % run. One run as long as there are pairs is the half
-layout (i with i + R/2), a run of 1 the interleaved one (2i with 2i + 1), and several runs are as many half layouts side
-by side, whose angles may come of different positions (ChatGLM).
+Pair i is the numbers f and f + run, where f = 2 run (i // run) + i % run. One run for all pairs is the half layout (i
+with i + R/2), runs of 1 are the interleaved one (2i with 2i + 1), and several runs are as many half layouts side by
+side, whose angles may come of different positions (ChatGLM).
 
 Only the first R of the D numbers of a head turn; the rest pass through. Computed in float32, cast back at the end.
 The gradient turns back: by the angles with the sign of their sines changed.
@@ -89,7 +89,8 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return on_triton(grads[0], Turn(*ctx.saved_tensors, ctx.run).back), None, None, None
+        cos_TR, sin_TR = ctx.saved_tensors
+        return on_triton(grads[0], Turn(cos_TR, sin_TR, ctx.run).back), None, None, None
 
 
 def on_triton(x_THD: Tensor, turn: Turn) -> Tensor:

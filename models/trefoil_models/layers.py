@@ -196,6 +196,20 @@ class GatedMLP(nn.Module):
         return out_TM
 
 
+class FusedGatedMLP(nn.Module):
+    """The same, one projection making gate and up, in that order."""
+
+    def __init__(self, width: int, inner: int, *, activation: str, bias: bool) -> None:
+        super().__init__()
+        self.activation = activation
+        self.gate_up_proj = Linear(width, 2 * inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
+
+    def forward(self, x_TM: Tensor) -> Tensor:
+        gate_TF, up_TF = self.gate_up_proj(x_TM).chunk(2, -1)
+        return self.down_proj(gated_act(gate_TF, up_TF, self.activation))
+
+
 class PlainMLP(nn.Module):
     """proj(act(fc(x))), with biases, under GPT-2's names."""
 

@@ -65,10 +65,12 @@ class Scaling:
         return self.max_positions if self.kind in ("dynamic", "doubling") else None
 
 
-def read_scaling(keys: Keys, *, head_dim: int, max_positions: int, theta: float = 10000.0) -> Scaling:
-    """Read `rope_scaling` with `rope_theta`, or `rope_parameters` (transformers 5); `theta` is the family's default.
+def read_scaling(
+    keys: Keys, *, head_dim: int, max_positions: int, theta: float = 10000.0, partial: float = 1.0
+) -> Scaling:
+    """Read `rope_scaling` with `rope_theta`, or `rope_parameters` (transformers 5).
 
-    Where a file has both, `rope_scaling` wins, and so does `original_max_position_embeddings` beside the object over
+    `theta` and `partial`, the part of a head that turns, are the family's defaults. Where a file has both, `rope_scaling` wins, and so does `original_max_position_embeddings` beside the object over
     the one inside, as in transformers. Raises CheckpointError naming an unknown scaling or a key that is not
     implemented or makes no sense.
     """
@@ -83,7 +85,7 @@ def read_scaling(keys: Keys, *, head_dim: int, max_positions: int, theta: float 
     original = keys.size(
         "original_max_position_embeddings", rope.size("original_max_position_embeddings", max_positions)
     )
-    partial = rope.number("partial_rotary_factor", keys.number("partial_rotary_factor", 1.0))
+    partial = rope.number("partial_rotary_factor", keys.number("partial_rotary_factor", partial))
     scaling = Scaling(
         kind=kind,
         width=int(head_dim * partial),

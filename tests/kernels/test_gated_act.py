@@ -5,7 +5,7 @@ import torch
 from transformers.activations import ACT2FN
 
 from closeness import assert_close
-from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
+from trefoil_kernels.gated_act import ACTIVATIONS, gated_act, reference
 
 names = pytest.mark.parametrize("name", ACTIVATIONS)
 
@@ -32,6 +32,13 @@ def test_gated_act_multiplies_and_carries_gradients(name: str) -> None:
     grads = [torch.autograd.grad(out, [gate_TF, up_TF], direction) for out in (actual, wanted)]
     for got, want in zip(*grads, strict=True):
         assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [5, 4099, 8192])
+def test_gate_and_up_may_be_halves_of_one_projection(width: int, dtype: torch.dtype) -> None:
+    gate_TF, up_TF = torch.randn(7, 2 * width).to(dtype).chunk(2, -1)
+    assert_close(gated_act(gate_TF, up_TF, "silu"), reference(gate_TF, up_TF, "silu"))
 
 
 @pytest.mark.gpu

@@ -23,6 +23,8 @@ VARIANTS = {
     "llama": {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
     "mistral": {"sliding_window": 7},
     "mixtral": {"sliding_window": 7},
+    "glm": {"num_key_value_heads": 1},
+    "glm4": {"attention_bias": False},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "qwen3": {"head_dim": 16},

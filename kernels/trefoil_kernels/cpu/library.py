@@ -333,10 +333,11 @@ class Native:
         return out_THD
 
     def silu_mul(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-        """silu(gate) * up of contiguous tensors."""
+        """silu(gate) * up of rows that may be slices of wider ones."""
         out_TF = self._empty(gate_TF.shape, gate_TF.dtype)
         tensors = (tensor.data_ptr() for tensor in (gate_TF, up_TF, out_TF))
-        self._ask(self._silu_mul, Gating(*tensors, gate_TF.numel(), KINDS[gate_TF.dtype]))
+        sizes = *gate_TF.shape, gate_TF.stride(0), up_TF.stride(0)
+        self._ask(self._silu_mul, Gating(*tensors, *sizes, KINDS[gate_TF.dtype]))
         return out_TF
 
     def page_write(self, rows_TGD: Tensor, pages_PSGD: Tensor, slots_T: Tensor) -> None:

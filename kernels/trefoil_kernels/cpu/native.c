@@ -1159,20 +1159,27 @@ INLINE void gate_row(enum kind kind, const void *gate, const void *up, void *out
     }
 }
 
-/* out = silu(gate) * up */
+/* out = silu(gate) * up, rows of `width` numbers */
 struct gating {
     const void *gate, *up;
     void *out;
-    int64_t count;
+    int64_t rows, width, gate_stride, up_stride;
     int32_t kind;
 };
 
+enum { GATED = 4096 };
+
+INLINE void gate_part(enum kind kind, const struct gating *g, long r, long from) {
+    gate_row(kind, shifted(kind, g->gate, r * g->gate_stride), shifted(kind, g->up, r * g->up_stride),
+             (void *)shifted(kind, g->out, r * g->width), from, least(from + GATED, g->width));
+}
+
 int trefoil_silu_mul(const struct gating *g) {
-#pragma omp parallel for schedule(static) if (g->count >= SMALL_WORK)
-    for (long from = 0; from < g->count; from += 4096) {
-        long to = least(from + 4096, g->count);
-        if (g->kind == F32) gate_row(F32, g->gate, g->up, g->out, from, to);
-        else gate_row(BF16, g->gate, g->up, g->out, from, to);
+    long parts = (g->width + GATED - 1) / GATED;
+#pragma omp parallel for schedule(static) if (g->rows * g->width >= SMALL_WORK)
+    for (long i = 0; i < g->rows * parts; i++) {
+        if (g->kind == F32) gate_part(F32, g, i / parts, i % parts * GATED);
+        else gate_part(BF16, g, i / parts, i % parts * GATED);
     }
     return 0;
 }

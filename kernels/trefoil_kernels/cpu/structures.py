@@ -111,7 +111,11 @@ class Turning(ctypes.Structure):
 class Gating(ctypes.Structure):
     """struct gating"""
 
-    _fields_ = [*((name, Pointer) for name in ("gate", "up", "out")), ("count", Long), ("kind", Int)]
+    _fields_ = [
+        *((name, Pointer) for name in ("gate", "up", "out")),
+        *((name, Long) for name in ("rows", "width", "gate_stride", "up_stride")),
+        ("kind", Int),
+    ]
 
 
 class PageWrite(ctypes.Structure):

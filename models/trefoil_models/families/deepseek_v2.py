@@ -137,7 +137,7 @@ class LatentAttention(nn.Module):
         """Queries and keys with neighbours paired come out with halves paired, which scores alike."""
         if self.shape.is_interleaved:
             x_THD = torch.unflatten(x_THD, -1, (-1, 2)).transpose(-1, -2).flatten(-2)
-        return rotary(x_THD, *turn)
+        return rotary(x_THD, turn)
 
     def expanded(self, latent_TR: Tensor) -> tuple[Tensor, Tensor]:
         """Every head's keys and values; the part that turns is the same for all."""

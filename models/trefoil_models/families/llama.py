@@ -18,7 +18,7 @@ from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken
-from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm, side_by_side
+from trefoil_models.layers import Embedding, FusedGatedMLP, GatedMLP, Linear, RMSNorm, side_by_side
 from trefoil_models.mixture import Mixture, MixtureShape
 from trefoil_models.rotary_scaling import Rotary, Scaling, read_scaling
 
@@ -49,6 +49,7 @@ class Config:
     out_bias: bool = False
     mlp_bias: bool = False
     has_qk_norm: bool = False
+    fuses_gate_up: bool = False
     mixtures: tuple[MixtureShape | None, ...] = ()
 
     @property
@@ -72,15 +73,20 @@ def read_dense(
     kv_heads: int | None = None,
     head_dim: int | None = None,
     max_positions: int = 2048,
+    partial: float | None = None,
     windows: tuple[int | None, ...] | None = None,
     qkv_bias: bool = False,
     out_bias: bool = False,
     mlp_bias: bool = False,
     has_qk_norm: bool = False,
+    fuses_gate_up: bool = False,
     eps: float = 1e-6,
     theta: float = 10000.0,
 ) -> Config:
-    """The keys that llama and its children share; the arguments are what differs between them."""
+    """The keys that llama and its children share; the arguments are what differs between them.
+
+    `partial`: how much of a head turns where the file does not say; None: a file that says so is refused.
+    """
     heads, width = keys.size("num_attention_heads"), keys.size("hidden_size")
     kv_heads = keys.size("num_key_value_heads", kv_heads or heads)
     if heads % kv_heads:
@@ -91,8 +97,8 @@ def read_dense(
         raise CheckpointError(f"config.json: hidden_size {width} is no multiple of num_attention_heads {heads}")
     head_dim = keys.size("head_dim", head_dim or width // heads)
     positions = keys.size("max_position_embeddings", max_positions)
-    scaling = read_scaling(keys, head_dim=head_dim, max_positions=positions, theta=theta)
-    if scaling.width != head_dim:
+    scaling = read_scaling(keys, head_dim=head_dim, max_positions=positions, theta=theta, partial=partial or 1.0)
+    if partial is None and scaling.width != head_dim:
         raise CheckpointError("config.json: partial_rotary_factor is not implemented for this family")
     num_layers = keys.size("num_hidden_layers", most=MOST_LAYERS)
     return Config(
@@ -112,6 +118,7 @@ def read_dense(
         out_bias=out_bias,
         mlp_bias=mlp_bias,
         has_qk_norm=has_qk_norm,
+        fuses_gate_up=fuses_gate_up,
     )
 
 
@@ -175,7 +182,8 @@ def feed_forward(config: Config, site: int) -> nn.Module:
     mixture = config.mixtures[site] if config.mixtures else None
     if mixture is not None:
         return Mixture(config.width, mixture, activation=config.activation)
-    return GatedMLP(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
+    gated = FusedGatedMLP if config.fuses_gate_up else GatedMLP
+    return gated(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
 
 
 class Model(nn.Module):
@@ -189,6 +197,8 @@ class Model(nn.Module):
     signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "model."
     transposed: ClassVar[frozenset[str]] = frozenset()
+    run: ClassVar[int | None] = None
+    """Of the pairs that turn together; None: half a head."""
 
     def __init__(self, config: Config, heads: Heads) -> None:
         super().__init__()
@@ -196,7 +206,7 @@ class Model(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(self.layer(config, site) for site in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.eps)
-        self.rotary = Rotary(config.scaling)
+        self.rotary = Rotary(config.scaling, run=self.run)
         self.is_classifier = "class" in heads
         if self.is_classifier:
             self.score = Linear(config.width, heads.num_labels, bias=False)
