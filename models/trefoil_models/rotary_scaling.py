@@ -70,9 +70,9 @@ def read_scaling(
 ) -> Scaling:
     """Read `rope_scaling` with `rope_theta`, or `rope_parameters` (transformers 5).
 
-    `theta` and `partial`, the part of a head that turns, are the family's defaults. Where a file has both, `rope_scaling` wins, and so does `original_max_position_embeddings` beside the object over
-    the one inside, as in transformers. Raises CheckpointError naming an unknown scaling or a key that is not
-    implemented or makes no sense.
+    `theta` and `partial`, the part of a head that turns, are the family's defaults. Where a file has both objects,
+    `rope_scaling` wins, and so does `original_max_position_embeddings` beside the object over the one inside, as in
+    transformers. Raises CheckpointError naming an unknown scaling or a key that is not implemented or makes no sense.
     """
     older = keys.inside("rope_scaling")
     rope = older if older.values else keys.inside("rope_parameters")
