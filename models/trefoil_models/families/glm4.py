@@ -23,7 +23,7 @@ class Layer(llama.Layer):
     def forward(self, x_TM: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
         out_TM = self.self_attn(self.input_layernorm(x_TM), turn, attend)
         normed_TM, x_TM = self.post_attention_layernorm.after(self.post_self_attn_layernorm(out_TM), x_TM)
-        return add(x_TM, self.post_mlp_layernorm(self.mlp(normed_TM)))
+        return add(x_TM, self.post_mlp_layernorm(getattr(self, self.mlp_name)(normed_TM)))
 
 
 class Model(glm.Model):
