@@ -67,6 +67,7 @@ class Tokenizer:
         decoding = _state(backend.decoder)
         self._spells_bytes = "ByteFallback" in decoding
         self._alphabet = byte_alphabet() if "ByteLevel" in decoding else {}
+        self.chat_template = template
         self.has_chat_template = template is not None
         self._family_chat = None if self.has_chat_template else chat
         leading_bos = roles.bos if roles.bos is not None and self.bos_id in self.encode_ids("")[:1] else ""

@@ -195,12 +195,6 @@ def test_a_search_that_contradicts_itself_is_refused(http: httpx.Client, path: s
     assert refused(send(http, path, **MISUSED_SEARCH[field]))["param"] == field
 
 
-@pytest.mark.parametrize("value", [[{"type": "function", "function": {"name": "f"}}], "x"], ids=["list", "text"])
-def test_tools_are_refused_by_name(http: httpx.Client, value: object) -> None:
-    assert refused(send(http, CHAT, tools=value))["param"] == "tools"
-    assert refused(send(http, CHAT, tool_choice="required"))["param"] == "tool_choice"
-
-
 def test_fields_that_ask_for_nothing_are_no_reason_to_refuse(http: httpx.Client) -> None:
     neutral = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "n": 1, "stop": None}
     assert send(http, CHAT, **neutral, logit_bias={}, best_of=1, metadata={}, user="me").is_success

@@ -137,6 +137,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "structured_outputs.json",
     ),
     "schema in text": ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+    "deep": ({"structured_outputs": {"json": "[" * 100_000}}, "structured_outputs.json"),
     "unknown way": ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
     "remote": ({"structured_outputs": {"json": {"$ref": "http://127.0.0.1/x"}}}, "structured_outputs.json"),
     "regex": ({"regex": "(a"}, "regex"),

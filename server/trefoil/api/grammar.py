@@ -145,7 +145,7 @@ def _read(schema: Schema | str) -> Schema:
         return schema
     try:
         read = json.loads(schema)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"is no valid JSON: {error}", param="structured_outputs.json") from error
     if not isinstance(read, dict):
         raise InvalidRequest("must be a schema, which is an object", param="structured_outputs.json")

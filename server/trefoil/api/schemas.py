@@ -101,10 +101,14 @@ class GenerationParams(BaseModel):
             return None
         if len(found) > 1:
             raise InvalidRequest(f"{found[0].param} already says what the answer must look like", param=found[1].param)
+        self.check_beside(found[0].param)
+        return found[0]
+
+    def check_beside(self, form: str) -> None:
+        """Raise InvalidRequest for what could undo the form that the field `form` gives the answer."""
         for name in ("use_beam_search", "min_tokens", "ignore_eos", "no_repeat_ngram_size"):
             if getattr(self, name):
-                raise InvalidRequest(f"{name} cannot be kept beside {found[0].param}: leave one out", param=name)
-        return found[0]
+                raise InvalidRequest(f"{name} cannot be kept beside {form}: leave one out", param=name)
 
     def refuse_unsupported(self) -> None:
         """Raise for a field that is not there yet, unless it asks for nothing, or that has nothing to act on."""

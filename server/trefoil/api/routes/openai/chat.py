@@ -1,7 +1,7 @@
 """POST /v1/chat/completions: messages in, the assistant's answer out, whole or streamed."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request
@@ -27,6 +27,7 @@ from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
 from trefoil.api.text import Text
 from trefoil.api.text_stream import ScoredToken as Scored
 from trefoil.api.text_stream import TextStream
+from trefoil.api.tools import CallReader, NamedTool, Said, Style, Tool, ToolCall, Tools, as_text, numbered
 from trefoil.errors import InvalidRequest
 from trefoil_models.tokenizer import Tokenizer
 
@@ -46,12 +47,27 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | list[TextPart] | None = None
     name: Text | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_call_id: Text | None = None
 
-    def rendered(self) -> dict[str, Any]:
-        """As templates know it: `developer` is OpenAI's newer word for `system`."""
-        content = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content or [])
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content, **({"name": self.name} if self.name else {})}
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+
+    def rendered(self, param: str) -> dict[str, Any]:
+        """As templates know it: `developer` is OpenAI's newer word for `system`. Raises InvalidRequest."""
+        calls = [call.rendered(f"{param}.tool_calls[{n}]") for n, call in enumerate(self.tool_calls or [])]
+        more = {"name": self.name, "tool_calls": calls or None, "tool_call_id": self.tool_call_id}
+        return {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.text,
+            **{name: value for name, value in more.items() if value},
+        }
+
+
+def rendered(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """A conversation as templates know it. Raises InvalidRequest."""
+    return [message.rendered(f"messages[{at}]") for at, message in enumerate(messages)]
 
 
 class ChatRequest(GenerationParams):
@@ -62,15 +78,14 @@ class ChatRequest(GenerationParams):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
 
     NEUTRAL: ClassVar = {
         **GenerationParams.NEUTRAL,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
     }
@@ -78,10 +93,34 @@ class ChatRequest(GenerationParams):
     @property
     def last_user_text(self) -> str:
         """Raises InvalidRequest where there is none."""
-        texts: list[str] = [message.rendered()["content"] for message in self.messages if message.role == "user"]
+        texts = [message.text for message in self.messages if message.role == "user"]
         if not texts:
             raise InvalidRequest("this model reads the last user message, and there is none", param="messages")
         return texts[-1]
+
+    def chosen_tools(self, style: Style) -> Tools | None:
+        """What may be called, or must be. Raises InvalidRequest."""
+        choice = self.tool_choice
+        if not self.tools and (choice == "required" or isinstance(choice, NamedTool)):
+            raise InvalidRequest("there are no tools to choose from", param="tool_choice")
+        if not self.tools or choice == "none":
+            return None
+        functions = [tool.function for tool in self.tools]
+        names = [function.name for function in functions]
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                raise InvalidRequest(f"there are two functions {name}", param=f"tools[{at}].function.name")
+        if isinstance(choice, NamedTool):
+            if choice.function.name not in names:
+                raise InvalidRequest("no tool has this name", param="tool_choice.function.name")
+            names = [choice.function.name]
+        if self.wanted is not None:
+            raise InvalidRequest("cannot be kept beside tools, unless tool_choice is none", param=self.wanted.param)
+        is_forced = choice not in (None, "auto")
+        if is_forced:
+            self.check_beside("tool_choice")
+        is_parallel = self.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
+        return Tools(functions, frozenset(names), style, is_forced=is_forced, is_parallel=is_parallel)
 
     def checked(self) -> "ChatRequest":
         """Raise InvalidRequest for fields that contradict each other or are not there yet."""
@@ -111,15 +150,16 @@ class ChatScores(Answer):
 
 class AssistantMessage(Answer):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Answer):
     index: int
     message: AssistantMessage
     logprobs: ChatScores | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
     prompt_logprobs: PromptScores | None = None
 
 
@@ -142,8 +182,10 @@ async def chat(body: ChatRequest, request: Request, models: Models, model: str |
     body = body.checked()
     served = models.find(body.model, model, task="text-generation")
     refuse_prompt_scores(served, body.prompt_logprobs, param="prompt_logprobs")
-    grammar = await read_grammar(models, body.wanted)
-    ids = await _prompt(models, served, body)
+    style = Style.of(served.tokenizer.chat_template)
+    tools = body.chosen_tools(style)
+    grammar = await read_grammar(models, body.wanted if tools is None else tools.wanted())
+    ids = await _prompt(models, served, body, style, tools)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = body.sampling(
         served,
@@ -157,29 +199,39 @@ async def chat(body: ChatRequest, request: Request, models: Models, model: str |
     text = begin(served, ids, params, body)
     head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": served.name, "system_fingerprint": None}
     if body.stream:
-        return EventStream(_chunks(text, head, served.tokenizer, body, ids), text.close)
-    return json_response(await while_connected(request, _whole(text, head, served.tokenizer, body, ids), text.close))
+        return EventStream(_chunks(text, head, served.tokenizer, body, ids, tools), text.close)
+    whole = _whole(text, head, served.tokenizer, body, ids, tools)
+    return json_response(await while_connected(request, whole, text.close))
 
 
-async def _prompt(fleet: Fleet, model: ServedModel, body: ChatRequest) -> list[int]:
+async def _prompt(fleet: Fleet, model: ServedModel, body: ChatRequest, style: Style, tools: Tools | None) -> list[int]:
     """Write the conversation and encode it.
 
     An encoder-decoder's encoder reads the last user message.
     """
     if model.start is not None:
+        if tools is not None:
+            raise InvalidRequest("this model reads the last user message alone: leave tools out", param="tools")
         return await encode_prompt(fleet, model, body.last_user_text, param="messages")
+    messages = rendered(body.messages)
+    messages = list(map(as_text, messages)) if style.is_told_by_us else messages
     chat = await write_chat(
         fleet,
         model,
-        [message.rendered() for message in body.messages],
+        messages if tools is None else tools.noted(messages),
         add_generation_prompt=body.add_generation_prompt is not False,
-        extra=body.chat_template_kwargs,
+        extra={**({} if tools is None else tools.for_template), **(body.chat_template_kwargs or {})},
     )
     return await encode_chat(fleet, model, chat)
 
 
 async def _whole(
-    text: TextStream, head: dict[str, Any], tokenizer: Tokenizer, body: ChatRequest, ids: list[int]
+    text: TextStream,
+    head: dict[str, Any],
+    tokenizer: Tokenizer,
+    body: ChatRequest,
+    ids: list[int],
+    tools: Tools | None,
 ) -> dict[str, Any]:
     contents = [""] * (body.n or 1)
     reasons: list[str | None] = [None] * len(contents)
@@ -188,34 +240,55 @@ async def _whole(
         contents[piece.index] += piece.text
         scores[piece.index] += piece.scores
         reasons[piece.index] = piece.finish_reason
+    said = [CallReader(tools).push(content, is_last=True) for content in contents]
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": content, "refusal": None},
+            "message": _message(one),
             "logprobs": _logprobs(scores[index], tokenizer) if body.logprobs else None,
-            "finish_reason": reasons[index],
+            "finish_reason": _reason(reasons[index], len(one.calls)),
             **_prompt_part(text, tokenizer, body, ids),
         }
-        for index, content in enumerate(contents)
+        for index, one in enumerate(said)
     ]
     return {**head, "object": "chat.completion", "choices": choices, "usage": usage_body(text.usage)}
 
 
+def _message(said: Said) -> dict[str, Any]:
+    if not said.calls:
+        return {"role": "assistant", "content": said.text, "refusal": None}
+    return {"role": "assistant", "content": said.text or None, "refusal": None, "tool_calls": said.calls}
+
+
+def _reason(reason: str | None, num_calls: int) -> str | None:
+    return "tool_calls" if num_calls and reason == "stop" else reason
+
+
 async def _chunks(
-    text: TextStream, head: dict[str, Any], tokenizer: Tokenizer, body: ChatRequest, ids: list[int]
+    text: TextStream,
+    head: dict[str, Any],
+    tokenizer: Tokenizer,
+    body: ChatRequest,
+    ids: list[int],
+    tools: Tools | None,
 ) -> AsyncIterator[bytes]:
     writer = ChunkWriter({**head, "object": "chat.completion.chunk"}, has_usage=body.has_usage_chunk)
-    begun: set[int] = set()
+    readers: dict[int, CallReader] = {}
     async for piece in text:
-        if piece.index not in begun:
-            begun.add(piece.index)
+        if piece.index not in readers:
+            readers[piece.index] = CallReader(tools)
             first = _choice(piece.index, {"role": "assistant", "content": "", "refusal": None}, None, None)
             yield writer.chunk({**first, **_prompt_part(text, tokenizer, body, ids)})
-        if piece.text or piece.scores:
+        reader = readers[piece.index]
+        said = reader.push(piece.text, is_last=piece.ending is not None)
+        if said.text or piece.scores:
             logprobs = _logprobs(piece.scores, tokenizer) if body.logprobs else None
-            yield writer.chunk(_choice(piece.index, {"content": piece.text}, logprobs, None))
+            yield writer.chunk(_choice(piece.index, {"content": said.text}, logprobs, None))
+        if said.calls:
+            calls = numbered(said.calls, reader.num_calls - len(said.calls))
+            yield writer.chunk(_choice(piece.index, {"tool_calls": calls}, None, None))
         if piece.ending:
-            yield writer.chunk(_choice(piece.index, {}, None, piece.finish_reason))
+            yield writer.chunk(_choice(piece.index, {}, None, _reason(piece.finish_reason, reader.num_calls)))
     if body.has_usage_chunk:
         yield writer.usage(usage_body(text.usage))
     yield DONE

@@ -10,7 +10,7 @@ from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import write_chat
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer
-from trefoil.api.routes.openai.chat import Message
+from trefoil.api.routes.openai.chat import Message, rendered
 from trefoil.api.schemas import TokenId
 from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest
@@ -77,7 +77,7 @@ async def _encoded(models: Fleet, served: ServedModel, body: TokenizeRequest) ->
         chat = await write_chat(
             models,
             served,
-            [message.rendered() for message in body.messages or []],
+            rendered(body.messages or []),
             add_generation_prompt=body.add_generation_prompt,
             extra=body.chat_template_kwargs,
         )
