@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logg
 
 import tiny_remote
 
-TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3")
+TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt2", "llama", "mistral", "mixtral", "qwen2")
+TRANSFORMERS += ("qwen2_moe", "qwen3", "qwen3_moe")
 """Families that transformers has a class for."""
 FAMILIES = (*TRANSFORMERS, *tiny_remote.FAMILIES)
 PEER = "peer"
@@ -59,12 +60,15 @@ LATENT: dict[str, Any] = {
     "moe_intermediate_size": 20,
     "first_k_dense_replace": 1,
 }
+EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 SETTINGS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**LATENT, "topk_method": "group_limited_greedy", "n_shared_experts": 2},
     "deepseek_v3": {**LATENT, "n_shared_experts": 1},
     "glm": {**DENSE, "pad_token_id": 0},
     "glm4": {**DENSE, "pad_token_id": 0},
     "gpt2": GPT2,
+    "qwen2_moe": {**DENSE, **EXPERTS, "shared_expert_intermediate_size": 28},
+    "qwen3_moe": {**DENSE, **EXPERTS, "norm_topk_prob": True},
     "mixtral": {**DENSE, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 """By family; the others are dense."""
@@ -105,6 +109,9 @@ def _remote_checkpoint(folder: Path, family: str, **settings: Any) -> Path:
     """As the family's own files say it, and in a folder within as its peer's do."""
     remote = tiny_remote.FAMILIES[family]
     peer = checkpoint(folder / PEER, remote.peer, **{**remote.settings, **settings})
+    if remote.prepare is not None:
+        drawn = remote.prepare(load_file(peer / "model.safetensors"))
+        save_file(drawn, peer / "model.safetensors", {"format": "pt"})
     config = json.loads((peer / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(remote.config(config)), encoding="utf-8")
     tensors = published(folder, load_file(peer / "model.safetensors"))

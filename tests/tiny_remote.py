@@ -18,12 +18,16 @@ MIXTRALS_OWN = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 @dataclass(frozen=True)
 class Remote:
-    """`peer` is transformers' family; config and tensors are made of its own (tensors of both dictionaries)."""
+    """`peer` is transformers' family; config and tensors are made of its own (tensors of both dictionaries).
+
+    `prepare` makes of a peer's drawn tensors such as the family can express.
+    """
 
     peer: str
     config: Callable[[Config], Config]
     tensors: Callable[[Config, Tensors], Tensors]
     settings: Config
+    prepare: Callable[[Tensors], Tensors] | None = None
 
 
 def renamed(tensors: Tensors, *names: tuple[str, str]) -> Tensors:
@@ -144,7 +148,41 @@ def _qwen_tensors(config: Config, tensors: Tensors) -> Tensors:
     )
 
 
+def _deepseek(config: Config) -> Config:
+    names = ("num_key_value_heads", "max_position_embeddings", "moe_intermediate_size", "num_experts_per_tok")
+    return {
+        **common(config),
+        **{name: config[name] for name in (*names, "norm_topk_prob")},
+        "model_type": "deepseek",
+        "architectures": ["DeepseekForCausalLM"],
+        "rope_theta": config["rope_parameters"]["rope_theta"],
+        "n_routed_experts": config["num_experts"],
+        "n_shared_experts": config["shared_expert_intermediate_size"] // config["moe_intermediate_size"],
+        "first_k_dense_replace": len(config["mlp_only_layers"]),
+        "moe_layer_freq": 1,
+        "scoring_func": "softmax",
+    }
+
+
+def _deepseek_peer(tensors: Tensors) -> Tensors:
+    """A gate of zeros counts every row's shared expert by half; `_deepseek_tensors` puts that into its weight."""
+    return {name: tensor.zero_() if "shared_expert_gate" in name else tensor for name, tensor in tensors.items()}
+
+
+def _deepseek_tensors(config: Config, tensors: Tensors) -> Tensors:
+    out = {name: tensor for name, tensor in tensors.items() if "shared_expert_gate" not in name}
+    halved = {name: tensor / 2 for name, tensor in out.items() if name.endswith("shared_expert.down_proj.weight")}
+    return renamed(out | halved, ("shared_expert.", "shared_experts."))
+
+
 FAMILIES = {
+    "deepseek": Remote(
+        "qwen2_moe",
+        _deepseek,
+        _deepseek_tensors,
+        {"shared_expert_intermediate_size": 40, "mlp_only_layers": [0], "qkv_bias": False},
+        _deepseek_peer,
+    ),
     "qwen": Remote("qwen2", _qwen, _qwen_tensors, {"num_key_value_heads": 4}),
     "baichuan": Remote("llama", _baichuan, _baichuan_tensors, {"num_key_value_heads": 4}),
     "internlm2": Remote("llama", _internlm2, _internlm2_tensors, {}),

@@ -74,6 +74,12 @@ class Keys:
             raise self._wrong(name, value, "a list of strings")
         return value
 
+    def integers(self, name: str, default: list[int] | None = None) -> list[int]:
+        value = self._get(name, default)
+        if not isinstance(value, list) or not all(type(item) is int for item in value):
+            raise self._wrong(name, value, "a list of whole numbers")
+        return value
+
     def inside(self, name: str) -> "Keys":
         """The object under a key; empty where it is absent."""
         value = self._get(name, {})

@@ -16,8 +16,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 ENCODERS = frozenset({"albert", "bert", "roberta"})
 ENCODER_DECODERS = frozenset({"mt5", "t5", "umt5"})
 LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
-DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8}
-DEFAULT_HEAD_DIM = {"qwen3": 128, "qwen3_moe": 128}
+DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8, "qwen2_moe": 16, "qwen3_moe": 4}
+DEFAULT_HEAD_DIM = {"qwen3": 128}
 PFLOP_DAY = 8.64e19
 TOKENS_PER_PARAMETER = 20.0
 

@@ -120,7 +120,14 @@ def test_sharded_safetensors_load(family: str, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "a", family)
     tiny.oracle(folder).save_pretrained(tmp_path / "b", max_shard_size="20KB")
     assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 2
-    assert torch.equal(logits(checkpoint.load(tmp_path / "b")), logits(checkpoint.load(folder)))
+    assert_same_weights(checkpoint.load(tmp_path / "b"), checkpoint.load(folder))
+
+
+def assert_same_weights(model: checkpoint.Model, other: checkpoint.Model) -> None:
+    """Not the logits: where a weight begins in memory may change the last bit of torch's products."""
+    own, wanted = model.state_dict(keep_vars=True), other.state_dict(keep_vars=True)
+    assert own.keys() == wanted.keys()
+    assert all(torch.equal(own[name], wanted[name]) for name in wanted)
 
 
 def to_bin(folder: Path, num_shards: int = 1) -> Path:
@@ -141,8 +148,8 @@ def to_bin(folder: Path, num_shards: int = 1) -> Path:
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_bin_files_load(family: str, num_shards: int, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path, family)
-    wanted = logits(checkpoint.load(folder))
-    assert torch.equal(logits(checkpoint.load(to_bin(folder, num_shards))), wanted)
+    wanted = checkpoint.load(folder)
+    assert_same_weights(checkpoint.load(to_bin(folder, num_shards)), wanted)
 
 
 def test_old_bin_files_and_aliased_tensors_load(tmp_path: Path) -> None:
