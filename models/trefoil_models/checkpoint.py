@@ -300,11 +300,16 @@ def _stored(model: Model) -> dict[str, Tensor]:
 
 
 def _found(model: Model, weights: Weights) -> dict[str, str]:
-    """Our name -> name in the files; where a tensor is there twice, not the alias."""
+    """Our name -> name in the files; where a tensor is there twice, not the alias.
+
+    But a head that has its own matrix has the bias that stands beside it.
+    """
     found: dict[str, str] = {}
-    for name in weights.files:
+    beside = model.vocab_matrix.removesuffix("weight") + "bias"
+    first = {beside} if model.vocab_matrix in weights.files else set()
+    for name in sorted(weights.files, key=lambda name: name not in first):
         own = _own_name(model, name)
-        if own not in found or own == name.removeprefix(model.base_prefix):
+        if own not in found or (own == name.removeprefix(model.base_prefix) and found[own] not in first):
             found[own] = name
     return found
 

@@ -99,3 +99,22 @@ def test_labels_must_be_counted_through(tmp_path: Path) -> None:
     tiny.edit_config(folder, lambda config: config.update(id2label={"1": "A", "2": "B"}))
     with pytest.raises(CheckpointError, match="id2label"):
         checkpoint.inspect(folder)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+def test_a_head_of_its_own_has_a_bias_of_its_own(tmp_path: Path, family: str) -> None:
+    folder = tiny_encoders.checkpoint(tmp_path, family, "ForMaskedLM", tie_word_embeddings=False)
+    theirs, ids = tiny_encoders.oracle(folder), [5, 9, 6, 30]
+    biases = [
+        weight
+        for name, weight in load_file(folder / "model.safetensors").items()
+        if len(weight) == len(weight.flatten()) == tiny_encoders.VOCAB
+    ]
+    assert len(biases) == 2
+    assert not torch.equal(*biases)
+    rows, attend = packed_rows([ids])
+    with torch.no_grad():
+        model = checkpoint.load(folder)
+        torch.testing.assert_close(
+            model.heads["mask"](model(rows, attend)), theirs(torch.tensor([ids])).logits[0], rtol=0, atol=1e-4
+        )

@@ -54,7 +54,11 @@ def read_config(keys: Keys) -> Config:
 
 
 def read_shape(keys: Keys, *, norms_first: bool) -> Config:
-    """The keys that bart and its children share; the arguments are what differs between them."""
+    """The keys that bart and its children share; the arguments are what differs between them.
+
+    Untied, each side would have an embedding of its own beside the head's; no release has them.
+    """
+    keys.refuse("tie_word_embeddings", True)
     width = keys.size("d_model", 1024)
     return Config(
         vocab_size=keys.size("vocab_size", 50265),
@@ -64,7 +68,7 @@ def read_shape(keys: Keys, *, norms_first: bool) -> Config:
         activation=keys.choice("activation_function", ACTIVATIONS, "gelu"),
         embedding_scale=width**0.5 if keys.flag("scale_embedding", False) else 1.0,
         norms_first=norms_first,
-        is_tied=keys.flag("tie_word_embeddings", True),
+        is_tied=True,
         longest=keys.size("max_position_embeddings", 1024),
     )
 
