@@ -113,6 +113,45 @@ def _baichuan_tensors(config: Config, tensors: Tensors) -> Tensors:
     return fused(tensors, "W_pack", torch.cat)
 
 
+def _chatglm(config: Config) -> Config:
+    """As ChatGLM 2 and 3 and GLM-4 say it."""
+    return {
+        "model_type": "chatglm",
+        "architectures": [
+            config["architectures"][0].replace("Glm", "ChatGLM").replace("CausalLM", "ConditionalGeneration")
+        ],
+        "torch_dtype": "float32",
+        "num_layers": config["num_hidden_layers"],
+        "padded_vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_size"],
+        "ffn_hidden_size": config["intermediate_size"],
+        "kv_channels": config["head_dim"],
+        "num_attention_heads": config["num_attention_heads"],
+        "multi_query_attention": True,
+        "multi_query_group_num": config["num_key_value_heads"],
+        "seq_length": config["max_position_embeddings"],
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "rope_ratio": config["rope_parameters"]["rope_theta"] / 10000,
+        "add_qkv_bias": config["attention_bias"],
+        "tie_word_embeddings": config["tie_word_embeddings"],
+        "eos_token_id": config["eos_token_id"],
+        "pad_token_id": config["pad_token_id"],
+    }
+
+
+def _chatglm_tensors(config: Config, tensors: Tensors) -> Tensors:
+    out = renamed(
+        fused(tensors, "query_key_value", torch.cat),
+        *(("model.embed_tokens", "transformer.embedding.word_embeddings"), ("lm_head", "transformer.output_layer")),
+        *(("model.norm", "transformer.encoder.final_layernorm"), ("model.layers", "transformer.encoder.layers")),
+        *(("self_attn", "self_attention"), ("o_proj", "dense")),
+        *(("gate_up_proj", "dense_h_to_4h"), ("down_proj", "dense_4h_to_h"), ("score", "classifier_head")),
+    )
+    if "classifier_head.weight" in out:
+        out["classifier_head.bias"] = torch.zeros(len(out["classifier_head.weight"]))
+    return out
+
+
 def _qwen(config: Config) -> Config:
     """As September's release says it; both remedies for long prompts begin where the tests' sequences end."""
     shared, longest = common(config), config["max_position_embeddings"]
@@ -183,6 +222,7 @@ FAMILIES = {
         {"shared_expert_intermediate_size": 40, "mlp_only_layers": [0], "qkv_bias": False},
         _deepseek_peer,
     ),
+    "chatglm": Remote("glm", _chatglm, _chatglm_tensors, {}),
     "qwen": Remote("qwen2", _qwen, _qwen_tensors, {"num_key_value_heads": 4}),
     "baichuan": Remote("llama", _baichuan, _baichuan_tensors, {"num_key_value_heads": 4}),
     "internlm2": Remote("llama", _internlm2, _internlm2_tensors, {}),

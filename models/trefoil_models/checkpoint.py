@@ -42,6 +42,9 @@ HEAD_MATRIX = "lm_head.weight"
 """What the matrix of the head is called in every model that generates; in files it is the family's `vocab_matrix`."""
 VOCAB_HEADS = frozenset({"next", "mask"})
 
+PICKING = frozenset({"chatglm"})
+"""Families of several architectures under one `model_type`."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -155,7 +158,7 @@ def inspect(folder: Path) -> Blueprint:
     or damaged file, a tensor that is missing or of the wrong shape.
     """
     model_folder = ModelFolder.read(folder)
-    family = _family(model_folder.model_type)
+    family = _family(model_folder.config)
     _refuse_unimplemented(model_folder.config)
     config = family.read_config(model_folder.config)
     weights = open_weights(folder)
@@ -181,7 +184,7 @@ def build(
     `std_of` tells the deviation of each matrix by its name instead.
     """
     keys = Keys(config)
-    family = _family(keys.text("model_type"))
+    family = _family(keys)
     read = family.read_config(keys)
     names = asked_heads(keys.strings("architectures", []), family.Model.kind)
     is_tied = read.is_tied or not names & VOCAB_HEADS
@@ -229,13 +232,16 @@ def known_families() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(families.__path__))
 
 
-def _family(model_type: str) -> Any:
+def _family(keys: Keys) -> Any:
+    """The module of the `model_type`, or the one that it picks where it has several architectures."""
+    model_type = keys.text("model_type")
     name = model_type.replace("-", "_")
     if name not in known_families():
         raise CheckpointError(
             f"config.json: model_type = {model_type!r} is not supported; known: {', '.join(known_families())}"
         )
-    return import_module(f"trefoil_models.families.{name}")
+    family = import_module(f"trefoil_models.families.{name}")
+    return family.pick(keys) if name in PICKING else family
 
 
 def _heads(model: type[Model], folder: ModelFolder, config: ModelConfig, files: Collection[str]) -> Heads:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trefoil_kernels import packed_linear
+from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
 from trefoil_kernels.layer_norm import add_layer_norm, layer_norm
 from trefoil_kernels.linear import linear, linears
@@ -157,6 +158,11 @@ class LayerNorm(nn.Module):
 
     def forward(self, x_TM: Tensor) -> Tensor:
         return layer_norm(x_TM, self.weight, self.bias, self.eps)
+
+    def after(self, x_TM: Tensor, residual_TM: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of their sum, and the sum."""
+        sum_TM = add(x_TM, residual_TM)
+        return self(sum_TM), sum_TM
 
     def of_sum(self, x_TM: Tensor, residual_TM: Tensor) -> Tensor:
         """The norm of their sum."""

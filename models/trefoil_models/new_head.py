@@ -13,7 +13,7 @@ from trefoil_models.config_keys import CheckpointError
 from trefoil_models.heads import HEADS_OF_CLASSES
 from trefoil_models.model_folder import ModelFolder
 
-ENDS = ("ForCausalLM", "LMHeadModel", "ForRewardModel", *HEADS_OF_CLASSES)
+ENDS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForRewardModel", *HEADS_OF_CLASSES)
 """What may stand behind the family in a class name of transformers, `Model` last."""
 
 

@@ -23,6 +23,7 @@ VARIANTS = {
     "llama": {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}},
     "mistral": {"sliding_window": 7},
     "mixtral": {"sliding_window": 7},
+    "chatglm": {"num_key_value_heads": 4},
     "glm": {"num_key_value_heads": 1},
     "glm4": {"attention_bias": False},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},

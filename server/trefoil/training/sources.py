@@ -16,7 +16,7 @@ from trefoil_models.config_keys import CheckpointError
 from trefoil_models.model_folder import ModelFolder
 from trefoil_models.tokenizer import Tokenizer
 
-LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_sequence_length")
 SHIFTED = ("roberta", "xlm-roberta")
 """Families whose positions begin after the padding's id."""
 
