@@ -1,6 +1,7 @@
 """What people type: answers for eyes and for scripts, one line and an exit status for what goes wrong."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from importlib.resources import files
@@ -149,3 +150,31 @@ def test_a_refusal_of_the_server_is_one_line(demo: Server) -> None:
     code, _, err = trefoil("chat", "x", "--model", "nobody", TREFOIL_URL=demo.url)
     assert code == 1
     assert err == "trefoil: the model 'nobody' is not served here; see GET /v1/models\n"
+
+
+@pytest.mark.slow
+def test_a_training_without_a_server_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows = [{"prompt": f"item {n} is", "completion": " blue."} for n in range(200)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("train", FOLDER, str(data), "--out", str(out), "--set", "n_epochs=8", "--set", "batch_size=8")
+    begun = subprocess.Popen(command(*words), env=environment({}), stderr=subprocess.PIPE, text=True)
+    assert begun.stderr is not None
+    assert any("Checkpoint created" in line for line in begun.stderr)
+    begun.send_signal(signal.SIGINT)
+    assert begun.wait(60) == 130
+    begun.stderr.close()
+    assert [path.name for path in out.iterdir()] == [".training"]
+    status, said, told = trefoil(*words)
+    assert (status, said) == (0, f"{out}\n")
+    assert "going on with what was begun" in told
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == FOLDER
+    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert trefoil(*words)[0] == 2
+
+
+def test_a_training_that_cannot_be_says_why(tmp_path: Path) -> None:
+    assert trefoil("train", FOLDER, str(tmp_path / "none"), "--out", str(tmp_path / "out"))[0] == 2
+    (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    status, _, told = trefoil("train", FOLDER, str(tmp_path / "rows.jsonl"), "--out", str(tmp_path))
+    assert (status, "--out" in told) == (2, True)

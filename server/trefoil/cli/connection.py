@@ -35,11 +35,16 @@ def asking(url: str | None, api_key: str | None, model: str | None) -> Iterator[
 
 
 @contextmanager
-def own_server(model: str | None) -> Iterator[Trefoil]:
-    """Serve a folder or Hub id, or the demo models, for this command alone. Raises NotStarted."""
+def own_server(model: str | None, *, data_dir: Path | None = None, device: str = "cpu") -> Iterator[Trefoil]:
+    """Serve a folder or Hub id, or the demo models, for this command alone; with a data folder, it trains too.
+
+    Raises NotStarted.
+    """
     with tempfile.TemporaryDirectory(prefix="trefoil-") as folder:
         socket, log = Path(folder, "s"), Path(folder, "log")
-        flags = ["--uds", str(socket), "--no-worker", "--data-dir", folder, "--no-access-log"]
+        data = data_dir or Path(folder)
+        flags = ["--uds", str(socket), "--data-dir", str(data), "--database-url", database_in(data)]
+        flags += ["--device", device, "--no-access-log", *(["--no-worker"] if data_dir is None else [])]
         command = [sys.executable, "-m", "trefoil", "serve", *([f"model={model}"] if model else []), *flags]
         with log.open("wb") as stderr:
             process = subprocess.Popen(  # noqa: S603 - our own command
@@ -56,6 +61,11 @@ def own_server(model: str | None) -> Iterator[Trefoil]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def database_in(folder: Path) -> str:
+    """The address of a database of this folder's own, whatever the environment says."""
+    return f"sqlite:///{folder.absolute() / 'trefoil.db'}"
 
 
 def _wait_ready(client: Trefoil, process: "subprocess.Popen[bytes]", log: Path) -> None:

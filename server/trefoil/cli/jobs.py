@@ -18,41 +18,59 @@ from trefoil_client.types import Job, JobEvent
 app = typer.Typer(no_args_is_help=True, help="Training jobs of a server.")
 
 JobId = Annotated[str, typer.Argument(help="The job's id.")]
+Data = Annotated[Path, typer.Argument(help="JSON lines; see docs/training.md for the formats.")]
+Method = Annotated[str, typer.Option(help="supervised, dpo, reward, ppo, grpo, pretrain, classification, ...")]
+Set = Annotated[list[str] | None, typer.Option("--set", help='A hyperparameter, such as n_epochs=3 or lora={"r": 8}.')]
+Objective = Annotated[str | None, typer.Option(help="Of pretrain: clm, mlm, span_corruption, ...")]
+Validation = Annotated[Path | None, typer.Option(help="JSON lines that are never trained on.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same model.")]
 
 
 @app.command()
 def create(
     model: Annotated[str, typer.Argument(help="The model to train.")],
-    data: Annotated[Path, typer.Argument(help="JSON lines; see docs/training.md for the formats.")],
-    method: Annotated[
-        str, typer.Option(help="supervised, dpo, reward, ppo, grpo, pretrain, classification, ...")
-    ] = "supervised",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help='A hyperparameter, such as n_epochs=3 or lora={"r": 8}.')
-    ] = None,
-    objective: Annotated[str | None, typer.Option(help="Of pretrain: clm, mlm, span_corruption, ...")] = None,
-    validation: Annotated[Path | None, typer.Option(help="JSON lines that are never trained on.")] = None,
+    data: Data,
+    method: Method = "supervised",
+    settings: Set = None,
+    objective: Objective = None,
+    validation: Validation = None,
     suffix: Annotated[str | None, typer.Option(help="A part of the new model's name.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same model.")] = None,
+    seed: Seed = None,
     url: ServerUrl = DEFAULT_URL,
     api_key: Key = None,
     wait: Annotated[bool, typer.Option("--watch", help="Watch it until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload data and queue a job; its id is printed, or with --watch the new model's name."""
-    own: dict[str, Any] = {"hyperparameters": dict(map(_setting, settings or []))}
-    if objective is not None:
-        own["objective"] = objective
     with asking(url, api_key, None) as (client, _):
-        trained = _upload(client, data)
-        checked = _upload(client, validation) if validation else None
-        job = client.create_job(
-            model, trained, {"type": method, method: own}, validation_file=checked, suffix=suffix, seed=seed
-        )
+        job = submit(client, model, data, method, settings, objective, validation, suffix=suffix, seed=seed)
         if wait:
             _watch(client, job.id)
             return
     print_json(job) if as_json else typer.echo(job.id)
+
+
+def submit(
+    client: Trefoil,
+    model: str,
+    data: Path,
+    method: str,
+    settings: list[str] | None,
+    objective: str | None,
+    validation: Path | None,
+    *,
+    suffix: str | None = None,
+    seed: int | None = None,
+) -> Job:
+    """Upload data and queue a job. Raises InvalidSetting, and TrefoilError where the server refuses it."""
+    own: dict[str, Any] = {"hyperparameters": dict(map(_setting, settings or []))}
+    if objective is not None:
+        own["objective"] = objective
+    trained = _upload(client, data)
+    checked = _upload(client, validation) if validation else None
+    return client.create_job(
+        model, trained, {"type": method, method: own}, validation_file=checked, suffix=suffix, seed=seed
+    )
 
 
 @app.command("list")
@@ -130,6 +148,11 @@ def _upload(client: Trefoil, path: Path) -> str:
 
 
 def _watch(client: Trefoil, job_id: str) -> None:
+    """Follow it, and print the new model's name. Raises JobFailed."""
+    typer.echo(follow(client, job_id).fine_tuned_model)
+
+
+def follow(client: Trefoil, job_id: str) -> Job:
     """A bar and the loss while it runs; its messages as they come. Raises JobFailed."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -140,7 +163,10 @@ def _watch(client: Trefoil, job_id: str) -> None:
                 bar.update(task, completed=data.get("step"), total=data.get("total_steps"), description=_numbers(data))
             else:
                 bar.console.print(event.message, style=_style(event), highlight=False)
-    _tell_end(client.job(job_id))
+    job = client.job(job_id)
+    if job.status != "succeeded":
+        raise JobFailed(job.id, job.status, (job.error and job.error.message) or "")
+    return job
 
 
 def _numbers(data: dict[str, Any]) -> str:
@@ -150,9 +176,3 @@ def _numbers(data: dict[str, Any]) -> str:
 
 def _style(event: JobEvent) -> str:
     return {"error": "red", "warn": "yellow"}.get(event.level, "dim")
-
-
-def _tell_end(job: Job) -> None:
-    if job.status != "succeeded":
-        raise JobFailed(job.id, job.status, (job.error and job.error.message) or "")
-    typer.echo(job.fine_tuned_model)

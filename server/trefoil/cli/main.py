@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from typer.exceptions import Abort, TyperException
 
 from trefoil import __version__
-from trefoil.cli import generation, jobs, measuring, models, planning, serve, tasks
+from trefoil.cli import generation, jobs, measuring, models, planning, serve, tasks, training
 from trefoil.errors import InvalidSetting
 from trefoil_client import Refused, TrefoilError
 
 app = typer.Typer(name="trefoil", add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False)
-for group in (serve, generation, tasks, models, measuring):
+for group in (serve, generation, tasks, training, models, measuring):
     app.add_typer(group.app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(planning.app, name="plan")
