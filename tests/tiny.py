@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logg
 
 import tiny_remote
 
-TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt2", "llama", "mistral", "mixtral", "qwen2")
-TRANSFORMERS += ("qwen2_moe", "qwen3", "qwen3_moe")
+TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt2", "gpt_neo", "llama", "mistral", "mixtral")
+TRANSFORMERS += ("openai-gpt", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """Families that transformers has a class for."""
 FAMILIES = (*TRANSFORMERS, *tiny_remote.FAMILIES)
 PEER = "peer"
@@ -45,6 +45,15 @@ DENSE: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 GPT2: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+GPT_NEO: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "max_position_embeddings": 256,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 7,
+}
 LATENT: dict[str, Any] = {
     **DENSE,
     "num_key_value_heads": 4,
@@ -69,6 +78,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "qwen2_moe": {**DENSE, **EXPERTS, "shared_expert_intermediate_size": 28},
     "qwen3_moe": {**DENSE, **EXPERTS, "norm_topk_prob": True},
+    "gpt_neo": GPT_NEO,
+    "openai-gpt": GPT2,
     "mixtral": {**DENSE, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 """By family; the others are dense."""

@@ -214,6 +214,26 @@ def _deepseek_tensors(config: Config, tensors: Tensors) -> Tensors:
     return renamed(out | halved, ("shared_expert.", "shared_experts."))
 
 
+def _gpt3(config: Config) -> Config:
+    """GPT-2's keys, and which layers are local."""
+    names = {"n_embd": "hidden_size", "n_layer": "num_layers", "n_head": "num_heads"}
+    names |= {"n_positions": "max_position_embeddings"}
+    kept = ("vocab_size", "window_size", "attention_layers", "tie_word_embeddings", "bos_token_id", "eos_token_id")
+    about = {"model_type": "gpt3", "architectures": ["GPT3LMHeadModel"], "torch_dtype": "float32"}
+    return {**about, **{name: config[own] for name, own in names.items()}, **{name: config[name] for name in kept}}
+
+
+def _gpt3_tensors(config: Config, tensors: Tensors) -> Tensors:
+    """GPT-Neo scales no scores, so its queries are that much larger, and has no biases there."""
+    scale = (config["hidden_size"] // config["num_heads"]) ** 0.5
+    tensors = {name: x * scale if ".q_proj." in name else x for name, x in tensors.items()}
+    tensors = renamed(fused(tensors, "c_attn", torch.cat), ("attn.attention.", "attn."), ("out_proj", "c_proj"))
+    ends = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    tensors = {name: x.T if name.endswith(ends) else x for name, x in tensors.items()}
+    fresh = {name: x.new_zeros(x.shape[1]) for name, x in tensors.items() if name.endswith("c_attn.weight")}
+    return {**tensors, **{name.replace("weight", "bias"): x for name, x in fresh.items()}}
+
+
 FAMILIES = {
     "deepseek": Remote(
         "qwen2_moe",
@@ -223,6 +243,7 @@ FAMILIES = {
         _deepseek_peer,
     ),
     "chatglm": Remote("glm", _chatglm, _chatglm_tensors, {}),
+    "gpt3": Remote("gpt_neo", _gpt3, _gpt3_tensors, {}),
     "qwen": Remote("qwen2", _qwen, _qwen_tensors, {"num_key_value_heads": 4}),
     "baichuan": Remote("llama", _baichuan, _baichuan_tensors, {"num_key_value_heads": 4}),
     "internlm2": Remote("llama", _internlm2, _internlm2_tensors, {}),

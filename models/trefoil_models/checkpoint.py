@@ -31,7 +31,7 @@ from trefoil_models.weight_files import Weights, open_weights
 log = structlog.get_logger()
 
 STRAY = re.compile(
-    r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|lm_head\.decoder\.\w+|weight_scale_inv)$"
+    r"(^|\.)(attn(\.attention)?\.(masked_)?bias|rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|position_ids|lm_head\.decoder\.\w+|weight_scale_inv)$"
 )
 """Buffers that old files carry and nothing needs, and scales that are read with their weights."""
 

@@ -17,7 +17,7 @@ from trefoil_models.cutting import Cut, Encoding, cut_to, end_to_end
 from trefoil_models.family_chats import Chat, FamilyChat, Kind, Part, family_chat
 from trefoil_models.sentencepiece_model import BYTE_PIECE, WORD_MARK, DummyPrefix, join_bytes, unmarked
 from trefoil_models.tiktoken_file import byte_alphabet
-from trefoil_models.tokenizer_files import Roles, TokenizerError, read_parts, sentinel
+from trefoil_models.tokenizer_files import WORD_END, Roles, TokenizerError, read_parts, sentinel
 
 __all__ = ["Encoding", "Roles", "TextStream", "Tokenizer", "TokenizerError"]
 
@@ -61,6 +61,7 @@ class Tokenizer:
         self.mask_id = _known(vocab, roles.mask)
         self.cls_id = _known(vocab, roles.cls)
         self.marks_subwords = bool(getattr(backend.model, "continuing_subword_prefix", None))
+        self._marks_word_ends = getattr(backend.model, "end_of_word_suffix", None) == WORD_END
         self._added_ids = frozenset(added)
         self.sentinel_ids = tuple(_sentinels(vocab))
         self._decoder = backend.decoder
@@ -165,7 +166,8 @@ class Tokenizer:
             return bytes(self._alphabet[letter] for letter in token)
         if self._spells_bytes and (byte := BYTE_PIECE.fullmatch(token)):
             return bytes([int(byte[1], 16)])
-        return token.replace(WORD_MARK, " ").encode()
+        text = token.removesuffix(WORD_END) + " " if self._marks_word_ends and token.endswith(WORD_END) else token
+        return text.replace(WORD_MARK, " ").encode()
 
     @property
     def writes_chats(self) -> bool:

@@ -34,6 +34,7 @@ GLM_4_SPECIALS = (
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
 )
+WORD_END = "</w>"
 MOST_SENTINELS = 10_000
 NO_LIMIT = 1_000_000_000
 _Frame = Callable[[tokenizers.Tokenizer, tuple[str, int], tuple[str, int]], None]
@@ -183,13 +184,13 @@ def _from_json(folder: Path, config: _Config) -> Parts:
 
 
 def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
-    """GPT-2's files, also used by RoBERTa, BART and Qwen2."""
-    if "Ġ" not in read_object(folder, "vocab.json"):
+    """GPT-2's files, also used by RoBERTa, BART and Qwen2; or GPT-1's of the same names, which mark where words end."""
+    vocab = read_object(folder, "vocab.json")
+    if any(token.endswith(WORD_END) for token in vocab):
+        return _from_word_ends(folder, config)
+    if "Ġ" not in vocab:
         raise TokenizerError("vocab.json: expected a byte-level BPE vocabulary, where a space is written Ġ")
-    try:
-        backend = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as error:  # the library raises no narrower type
-        raise TokenizerError(f"merges.txt: expected one pair of vocab.json's tokens a line: {error}") from error
+    backend = tokenizers.Tokenizer(_pairs(folder))
     spaced = config.flag("add_prefix_space") is True
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     backend.decoder = decoders.ByteLevel()
@@ -206,6 +207,27 @@ def _from_byte_pairs(folder: Path, config: _Config) -> Parts:
     else:
         _frame(backend, roles)
     return Parts(backend, roles)
+
+
+def _from_word_ends(folder: Path, config: _Config) -> Parts:
+    """GPT-1's files: text is lower-cased and cut as BERT cuts it."""
+    config = config.with_defaults({"unk_token": "<unk>"})
+    backend = tokenizers.Tokenizer(_pairs(folder, unk_token=config.token("unk_token"), end_of_word_suffix=WORD_END))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=WORD_END)
+    roles = config.roles()
+    _add_tokens(backend, config, roles)
+    _frame(backend, roles)
+    return Parts(backend, roles)
+
+
+def _pairs(folder: Path, **options: str | None) -> models.BPE:
+    """The vocabulary and its merges."""
+    try:
+        return models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), **options)
+    except Exception as error:  # the library raises no narrower type
+        raise TokenizerError(f"merges.txt: expected one pair of vocab.json's tokens a line: {error}") from error
 
 
 def _from_model(folder: Path, config: _Config) -> Parts:

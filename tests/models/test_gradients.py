@@ -25,6 +25,8 @@ VARIANTS = {
     "qwen3": ("qwen3", {}),
     "qwen3_moe": ("qwen3_moe", {"num_experts": 4}),
     "baichuan": ("baichuan", {}),
+    "gpt_neo": ("gpt_neo", {}),
+    "openai-gpt": ("openai-gpt", {}),
     "qwen": ("qwen", {}),
     "internlm2": ("internlm2", {"attention_bias": True}),
 }

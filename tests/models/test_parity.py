@@ -114,6 +114,14 @@ CASES = {
     "qwen3 windows": Case("qwen3", {**WINDOWS, "max_window_layers": 1}),
     "qwen3 yarn": Case("qwen3", rope(**YARN)),
     "baichuan": Case("baichuan"),
+    "gpt3": Case("gpt3"),
+    "gpt_neo": Case("gpt_neo"),
+    "gpt_neo all local": Case("gpt_neo", {"attention_types": [[["local"], 2]]}),
+    "gpt_neo inner": Case("gpt_neo", {"intermediate_size": 40}),
+    "gpt_neo untied": Case("gpt_neo", {"tie_word_embeddings": False}),
+    "openai-gpt": Case("openai-gpt"),
+    "openai-gpt relu": Case("openai-gpt", {"afn": "relu"}),
+    "openai-gpt eps": Case("openai-gpt", {"layer_norm_epsilon": 0.01}),
     "qwen": Case("qwen"),
     "chatglm 2": Case("chatglm"),
     "chatglm 3": Case("chatglm", {"num_key_value_heads": 1, **rope(rope_type="default", rope_theta=5e5)}),
@@ -236,6 +244,7 @@ CHANGES_THAT_SHOW = {
         {**WINDOWS, "max_window_layers": 1},
         lambda c: c.update(max_window_layers=0, layer_types=None),
     ),
+    "gpt_neo's window off by one": Case("gpt_neo", edit=lambda c: c.update(window_size=8)),
     "gpt2's layer scale": Case("gpt2", edit=lambda c: c.update(scale_attn_by_inverse_layer_idx=True)),
     "eps": Case("llama", edit=lambda c: c.update(rms_norm_eps=0.01)),
 }
@@ -306,9 +315,10 @@ def test_bf16_logits_stay_near(family: str, tmp_path: Path) -> None:
     assert (logits.float() - wanted).norm() / wanted.norm() < 0.05
 
 
-def test_gpt2_reads_the_hub_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt"])
+def test_the_hub_names_are_read(family: str, tmp_path: Path) -> None:
     """No `transformer.` prefix, and the mask buffers that old files carry."""
-    folder = tiny.checkpoint(tmp_path, "gpt2")
+    folder = tiny.checkpoint(tmp_path, family)
     wanted = our_logits(folder, tiny.draw_ids(*LENS))
     tensors = {name.removeprefix("transformer."): x for name, x in load_file(folder / "model.safetensors").items()}
     for layer in range(2):

@@ -115,6 +115,16 @@ def test_what_llama_cannot_compute_is_named(changes: dict[str, Any], culprit: st
         ("gpt2", {"activation_function": "mish"}, "activation_function"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
         ("gpt2", {"scale_attn_weights": "no"}, "scale_attn_weights"),
+        ("gpt_neo", {"num_heads": 3}, "num_heads 3"),
+        ("gpt_neo", {"attention_types": [[["global", "local"], 2]]}, "attention_types"),
+        ("gpt_neo", {"attention_types": [[["global", "near"], 1]]}, "attention_types"),
+        ("gpt_neo", {"attention_types": "local"}, "attention_types"),
+        ("gpt3", {"attention_layers": ["local"]}, "attention_layers"),
+        ("openai-gpt", {"afn": "gelu_new"}, "afn = 'gelu_new'"),
+        ("qwen", {"kv_channels": 128}, "kv_channels 128"),
+        ("qwen", {"seq_length": 1}, "seq_length = 1"),
+        ("qwen", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+        ("baichuan", {"max_position_embeddings": None}, "model_max_length is missing"),
         ("mistral", {"sliding_window": 0}, "sliding_window"),
         ("mistral", {"sliding_window": "wide"}, "sliding_window"),
         ("qwen2", {"use_sliding_window": 1}, "use_sliding_window"),
@@ -162,7 +172,7 @@ def test_a_missing_head_is_named(tmp_path: Path) -> None:
     assert "lm_head.weight is missing" in refusal(with_tensors(tmp_path, lambda x: x.pop("lm_head.weight")))
 
 
-OBLONG = {"gpt2": "transformer.h.0.mlp.c_fc.weight"} | dict.fromkeys(
+OBLONG = dict.fromkeys(("gpt2", "gpt_neo", "openai-gpt"), "transformer.h.0.mlp.c_fc.weight") | dict.fromkeys(
     ("deepseek_v2", "deepseek_v3"), "model.layers.0.self_attn.kv_b_proj.weight"
 )
 

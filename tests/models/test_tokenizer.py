@@ -454,7 +454,7 @@ def test_a_folder_without_tokenizer_says_what_was_looked_for(tmp_path: Path) -> 
 
 
 def test_byte_pairs_of_another_kind_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, "vocab.json", {"a</w>": 0})
+    write(tmp_path, "vocab.json", {"a@@": 0})
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(TokenizerError, match="byte-level"):
         Tokenizer.load(tmp_path)

@@ -34,6 +34,9 @@ VARIANTS = {
     "deepseek": {},
     "internlm2": {"attention_bias": True},
     "baichuan": {},
+    "gpt3": {},
+    "gpt_neo": {},
+    "openai-gpt": {},
     "qwen": {"max_position_embeddings": 16},
 }
 

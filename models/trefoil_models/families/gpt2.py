@@ -20,7 +20,7 @@ from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The checkpoint keys that the mathematics needs."""
+    """The checkpoint keys that the mathematics needs; `windows` has an entry a layer where any layer has a window."""
 
     vocab_size: int
     width: int
@@ -33,6 +33,7 @@ class Config:
     is_tied: bool
     scales_by_width: bool
     scales_by_layer: bool
+    windows: tuple[int | None, ...] = ()
     length_pivot: None = None
 
 
@@ -64,6 +65,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads = site, config.heads
+        self.mask = Mask(is_causal=True, window=config.windows[site] if config.windows else None)
         by_width = (config.width // config.heads) ** -0.5 if config.scales_by_width else 1.0
         self.scale = by_width / (site + 1) if config.scales_by_layer else by_width
         self.c_attn = Linear(config.width, 3 * config.width)
@@ -71,17 +73,19 @@ class Attention(nn.Module):
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = self.c_attn(x_TM).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        out_THD = attend.own(self.site, q_THD, k_THD, v_THD, mask=Mask.CAUSAL, scale=self.scale)
+        out_THD = attend.own(self.site, q_THD, k_THD, v_THD, mask=self.mask, scale=self.scale)
         return self.c_proj(out_THD.flatten(1))
 
 
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
+    attention: ClassVar[type[nn.Module]] = Attention
+
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.width, config.eps)
-        self.attn = Attention(config, site)
+        self.attn = self.attention(config, site)
         self.ln_2 = LayerNorm(config.width, config.eps)
         self.mlp = PlainMLP(config.width, config.inner, activation=config.activation)
 
@@ -93,6 +97,7 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """Ids to hidden rows, after the final norm."""
 
+    layer: ClassVar[type[Layer]] = Layer
     kind: ClassVar[str] = "decoder"
     outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
     vocab_matrix: ClassVar[str] = "lm_head.weight"
@@ -108,7 +113,7 @@ class Model(nn.Module):
         self.config = config
         self.wte = Embedding(config.vocab_size, config.width)
         self.wpe = Embedding(config.longest, config.width)
-        self.h = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
+        self.h = nn.ModuleList(self.layer(config, site) for site in range(config.num_layers))
         self.ln_f = LayerNorm(config.width, config.eps)
         self.is_classifier = "class" in heads
         if self.is_classifier:

@@ -56,6 +56,8 @@ def read_config(keys: Keys) -> Config:
         raise CheckpointError(f"config.json: {heads} heads of kv_channels {head_dim} do not make the width {width}")
     longest = keys.size(*_named("max_position_embeddings", keys, 8192))
     pivot = keys.size("seq_length", longest)
+    if pivot < 2:
+        raise CheckpointError(f"config.json: seq_length = {pivot} must be at least 2")
     return Config(
         vocab_size=keys.size("padded_vocab_size", keys.size("vocab_size")),
         width=width,

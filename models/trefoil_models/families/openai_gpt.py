@@ -1,0 +1,94 @@
+"""GPT-1 (`openai-gpt`; Radford et al. 2018): gpt2's attention with a norm behind each sum and none at the end."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.families import gpt2
+from trefoil_models.families.gpt2 import Attention, Config
+from trefoil_models.heads import Head, Heads, NextToken
+from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
+
+__all__ = ["Config", "Model", "read_config"]
+
+ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}
+"""By the names of this family, whose gelu is the one by tanh."""
+
+
+def read_config(keys: Keys) -> Config:
+    """GPT-1's own keys and defaults. Raises CheckpointError."""
+    width, heads = keys.size("n_embd", 768), keys.size("n_head", 12)
+    if width % heads:
+        raise CheckpointError(f"config.json: n_embd {width} is no multiple of n_head {heads}")
+    return Config(
+        vocab_size=keys.size("vocab_size", 40478),
+        width=width,
+        inner=4 * width,
+        num_layers=keys.size("n_layer", 12, most=MOST_LAYERS),
+        heads=heads,
+        longest=keys.size("n_positions", 512),
+        eps=keys.number("layer_norm_epsilon", 1e-5),
+        activation=ACTIVATIONS[keys.choice("afn", ACTIVATIONS, "gelu")],
+        is_tied=keys.flag("tie_word_embeddings", True),
+        scales_by_width=True,
+        scales_by_layer=False,
+    )
+
+
+class Layer(nn.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
+
+    def __init__(self, config: Config, site: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, site)
+        self.ln_1 = LayerNorm(config.width, config.eps)
+        self.mlp = PlainMLP(config.width, config.inner, activation=config.activation)
+        self.ln_2 = LayerNorm(config.width, config.eps)
+
+    def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
+        x_TM = self.ln_1.of_sum(self.attn(x_TM, attend), x_TM)
+        return self.ln_2.of_sum(self.mlp(x_TM), x_TM)
+
+
+class Model(nn.Module):
+    """Ids to hidden rows, as the last layer leaves them."""
+
+    kind: ClassVar[str] = "decoder"
+    outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
+    vocab_matrix: ClassVar[str] = "lm_head.weight"
+    aliases: ClassVar[Mapping[str, str]] = {}
+    signs: ClassVar[Mapping[str, str]] = {}
+    base_prefix: ClassVar[str] = "transformer."
+    transposed: ClassVar[frozenset[str]] = gpt2.Model.transposed
+
+    def __init__(self, config: Config, heads: Heads) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens_embed = Embedding(config.vocab_size, config.width)
+        self.positions_embed = Embedding(config.longest, config.width)
+        self.h = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
+        self.is_classifier = "class" in heads
+        if self.is_classifier:
+            self.score = Linear(config.width, heads.num_labels, bias=False)
+        self.lm_head = NextToken(
+            self.tokens_embed.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
+        )
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """What reads rows of one pass: the class head of a folder that has one."""
+        return {"class": lambda last_NM: self.score(last_NM)} if self.is_classifier else {}
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (Site(self.config.heads, self.config.width // self.config.heads),) * self.config.num_layers
+
+    def forward(self, rows: Rows, attend: Attend) -> Tensor:
+        x_TM = self.tokens_embed(rows.ids_T) + self.positions_embed(rows.positions_T)
+        for layer in self.h:
+            x_TM = layer(x_TM, attend)
+        return x_TM
