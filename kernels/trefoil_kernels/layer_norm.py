@@ -33,8 +33,8 @@ def layer_norm(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Te
 
 
 def add_layer_norm(x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
-    """The norm of x + y, as post-norm layers take it of a residual."""
-    is_plain = x_TM.dim() == 2 and x_TM.is_contiguous() and y_TM.is_contiguous()
+    """The norm of x + y, as post-norm layers take it of a residual; y may be a row that was expanded."""
+    is_plain = x_TM.dim() == 2 and x_TM.shape == y_TM.shape and x_TM.is_contiguous() and _has_whole_rows(y_TM)
     is_alike = x_TM.dtype == y_TM.dtype == weight_M.dtype == bias_M.dtype and x_TM.dtype in (
         torch.float32,
         torch.bfloat16,
@@ -42,6 +42,10 @@ def add_layer_norm(x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor,
     if is_plain and is_alike and (native := native_for(x_TM, y_TM, weight_M, bias_M)):
         return native.add_layer_norm(x_TM, y_TM, weight_M, bias_M, eps)
     return layer_norm(x_TM + y_TM, weight_M, bias_M, eps)
+
+
+def _has_whole_rows(y_TM: Tensor) -> bool:
+    return y_TM.is_contiguous() or y_TM.stride() == (0, 1)
 
 
 def on_triton(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:

@@ -38,6 +38,11 @@ class Packing:
     lens: tuple[int, ...]
     _on_device: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
+    @classmethod
+    def told(cls, lens: tuple[int, ...], starts_N1: Tensor) -> "Packing":
+        """With `starts` as they are on a device, int32; a tape's change from pass to pass."""
+        return cls(lens, {(starts_N1.device, 0): starts_N1})
+
     @property
     def starts(self) -> list[int]:
         """Row at which each sequence begins, then the number of rows: N + 1 numbers."""
@@ -112,7 +117,7 @@ def packed_attention(
         return on_triton(q_THD, k_KGD, v_KGD, packing, mask=mask, scale=scale, bias=bias, keys=keys)
     if native := attention_for(q_THD, k_KGD, v_KGD):
         starts_N1, key_starts_N1 = (own.starts_on(q_THD.device) for own in (packing, keys or packing))
-        own_keys = Keys(k_KGD, v_KGD, key_starts_N1.diff().long(), starts_N=key_starts_N1[:-1].long())
+        own_keys = Keys(k_KGD, v_KGD, starts_N1=key_starts_N1)
         added = None if bias is None else biases(bias, max(packing.lens))
         return native.attention(q_THD, own_keys, starts_N1, mask=mask, scale=scale, bias=added)
     if len(packing.lens) == 1:

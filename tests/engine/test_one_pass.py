@@ -8,8 +8,12 @@ import torch
 
 import tiny_encoders
 from trefoil import wire
+from trefoil.engine.encoder_tape import EncoderTape
 from trefoil.engine.one_pass import OnePass
+from trefoil_kernels.cpu.library import native
+from trefoil_kernels.cpu.tape import NotRecordable
 from trefoil_models import checkpoint
+from trefoil_models.packing import pack
 from trefoil_models.pooling import Pooling
 from trefoil_models.sentence_files import SentenceFiles
 
@@ -46,6 +50,42 @@ def test_each_text_gets_the_scores_it_would_get_alone(tmp_path: Path) -> None:
         with torch.no_grad():
             wanted = theirs(torch.tensor([request.ids])).logits[0].numpy()
         assert np.frombuffer(event.data, "<f4").reshape(event.shape) == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_taped_pass_gives_the_same_numbers(family: str, quantization: str | None, tmp_path: Path) -> None:
+    library = native()
+    if library is None or (quantization and not library.packs(2)):
+        pytest.skip("no native library that multiplies so on this machine")
+    folder = tiny_encoders.checkpoint(tmp_path, family, "ForTokenClassification")
+    asked = [once(f"{number}", length, "tag") for number, length in enumerate((3, 30, 1, 7, 40, 2, 9))]
+    asked[1] = wire.Once("1", asked[1].ids, "tag", [0] * 15 + [1] * 15)
+
+    def answers(max_taped: int) -> list[wire.Event]:
+        model = checkpoint.load(folder)
+        pack(model, quantization)
+        tape = EncoderTape(library, model, max_taped) if max_taped else None
+        pooling = Pooling(SentenceFiles(), kind="encoder")
+        passes = OnePass(model, pooling, max_rows=33, max_model_len=model.config.longest, tape=tape)
+        for request in asked:
+            assert passes.submit(request) == []
+        found = []
+        while passes.has_work:
+            found += passes.step()
+        return found
+
+    assert answers(33) == answers(0)
+
+
+def test_a_family_of_which_torch_computes_a_part_has_no_tape(tmp_path: Path) -> None:
+    library = native()
+    if library is None:
+        pytest.skip("no native library on this machine")
+    model = checkpoint.load(tiny_encoders.checkpoint(tmp_path, "albert", "ForTokenClassification"))
+    pack(model)
+    with pytest.raises(NotRecordable, match="gelu"):
+        EncoderTape(library, model, 32)
 
 
 def test_an_aborted_request_is_forgotten(tmp_path: Path) -> None:

@@ -52,9 +52,26 @@ def test_a_family_whose_step_torch_computes_says_so_once_and_answers(tmp_path: P
 def test_a_tape_plays_over_new_numbers_in_the_old_places(library: Native) -> None:
     x_TM, y_TM = torch.ones(3, 5), torch.ones(3, 5)
     tape = library.record(lambda: library.add(library.add(x_TM, y_TM), y_TM), Scratch())
-    assert tape.out.eq(3).all()
+    assert tape.play().eq(3).all()
     x_TM.fill_(4)
     assert tape.play().eq(6).all()
+
+
+def test_a_pass_plays_with_fewer_rows_than_it_was_recorded_with(library: Native) -> None:
+    x_TM, ids_T, table_VM = torch.ones(8, 5), torch.arange(8), torch.arange(40.0).view(8, 5)
+    tape = library.record(lambda: library.add(library.lookup(ids_T, table_VM), x_TM), Scratch(), 8)
+    whole_TM = tape.play_rows(8)
+    assert whole_TM.equal(table_VM + 1)
+    table_VM.zero_()
+    assert tape.play_rows(3).shape == (3, 5)
+    assert whole_TM[:3].eq(1).all()
+    assert whole_TM[3:].gt(1).all()
+
+
+def test_a_pass_with_rows_of_its_own_is_refused(library: Native) -> None:
+    ids_T, table_VM = torch.arange(3), torch.ones(3, 5)
+    with pytest.raises(NotRecordable, match="Lookup"):
+        library.record(lambda: library.lookup(ids_T, table_VM), Scratch(), 8)
 
 
 def test_what_torch_computes_is_refused_and_leaves_no_recording_behind(library: Native) -> None:

@@ -28,6 +28,7 @@ from trefoil_kernels.cpu.build import (
 from trefoil_kernels.cpu.structures import (
     Angles,
     Argmax,
+    Asked,
     Attention,
     Gating,
     Int,
@@ -66,16 +67,16 @@ NO_SUCH_ROW = 2
 class Keys:
     """Where the keys and values of each sequence lie, [..., G, D]; both at the same strides.
 
-    In pages, `table_NP` holds page numbers; without it a sequence's rows follow one another from `starts_N` on.
-    `lens_N` counts them. All int64.
+    In pages, `table_NP` holds page numbers and `lens_N` counts keys, both int64; else the keys of sequence n follow one
+    another from starts_N1[n] (int32) to starts_N1[n + 1].
     """
 
     k: Tensor
     v: Tensor
-    lens_N: Tensor
+    lens_N: Tensor | None = None
     table_NP: Tensor | None = None
     page_size: int = 1
-    starts_N: Tensor | None = None
+    starts_N1: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +132,11 @@ class Native:
         self._play = _declared(library, "play", [Pointer, Long], Int)
         self._own = _Own()
 
-    def record(self, run: Callable[[], Tensor], scratch: Scratch) -> Tape:
-        """Run it, and keep its calls: all of it must be this library's. Raises NotRecordable."""
+    def record(self, run: Callable[[], Tensor], scratch: Scratch, rows: int | None = None) -> Tape:
+        """Keep the calls that it makes, none of which is done yet: all must be this library's. Raises NotRecordable.
+
+        A pass of `rows` rows may be played with fewer.
+        """
         recording = self._own.recording = Recording(scratch)
         try:
             recording.held.append(run)  # and with it the tensors that it reads
@@ -140,12 +144,13 @@ class Native:
                 out = run()
         finally:
             self._own.recording = None
-        return Tape(recording, out, lambda calls, count: _check(self._play(calls, count)))
+        return Tape(recording, out, rows, lambda calls, count: _check(self._play(calls, count)))
 
-    def _ask(self, function: "_Function", asked: ctypes.Structure, held: object = None) -> None:
-        """Call; where this thread records, the call and what it points to besides tensors stay."""
-        _check(function.call(ctypes.byref(asked)))
-        if (recording := self._own.recording) is not None:
+    def _ask(self, function: "_Function", asked: Asked, held: object = None) -> None:
+        """Call, or where this thread records keep the call, and what it points to besides tensors."""
+        if (recording := self._own.recording) is None:
+            _check(function.call(ctypes.byref(asked)))
+        else:
             recording.calls.append((function.address, asked))
             recording.held.append(held)
 
@@ -236,11 +241,11 @@ class Native:
             keys.v.data_ptr(),
             out_THD.data_ptr(),
             starts_N1.data_ptr(),
-            keys.lens_N.data_ptr(),
+            None if keys.lens_N is None else keys.lens_N.data_ptr(),
             None if table is None else table.data_ptr(),
-            None if keys.starts_N is None else keys.starts_N.data_ptr(),
+            None if keys.starts_N1 is None else keys.starts_N1.data_ptr(),
             None if bias is None else bias.by_distance_HS.data_ptr(),
-            len(keys.lens_N),
+            len(starts_N1) - 1,
             heads,
             keys.k.shape[-2],
             width,
@@ -276,10 +281,10 @@ class Native:
         return out_TM, sum_TM
 
     def add_layer_norm(self, x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
-        """The norm of x + y, all contiguous and of one dtype."""
+        """The norm of x + y, all of one dtype and contiguous; y may be one row for all of x's (a stride of 0)."""
         out_TM = self._empty(x_TM.shape, x_TM.dtype)
         tensors = (tensor.data_ptr() for tensor in (x_TM, y_TM, weight_M, bias_M, out_TM))
-        self._ask(self._add_layer_norm, LayerNorm(*tensors, *x_TM.shape, eps, KINDS[x_TM.dtype]))
+        self._ask(self._add_layer_norm, LayerNorm(*tensors, *x_TM.shape, y_TM.stride(0), eps, KINDS[x_TM.dtype]))
         return out_TM
 
     def add(self, x_TM: Tensor, y_TM: Tensor) -> Tensor:
@@ -433,8 +438,8 @@ def _prove(native: Native) -> None:
     """Compare a product and an attention with torch's: a compiler or a processor may be at fault. Takes 1 ms."""
     generator = torch.Generator().manual_seed(0)
     x_TM, weight_FM, k_TGD = (torch.randn(shape, generator=generator) for shape in ((5, 72), (19, 72), (40, 1, 72)))
-    starts, lens = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([40])
-    keys = Keys(k_TGD, k_TGD, lens, starts_N=torch.tensor([0]))
+    starts, key_starts = (torch.tensor([0, count], dtype=torch.int32) for count in (5, 40))
+    keys = Keys(k_TGD, k_TGD, starts_N1=key_starts)
     full = native.attention(x_TM[:, None], keys, starts, mask=Mask.FULL, scale=0.1)[:, 0]
     wanted = (x_TM @ k_TGD[:, 0].T * 0.1).softmax(-1) @ k_TGD[:, 0]
     pairs = [

@@ -268,9 +268,9 @@ struct attention {
     const void *q, *k, *v;
     void *out;
     const int32_t *row_starts; /* N + 1: the query rows of each sequence */
-    const int64_t *num_keys;   /* N */
+    const int64_t *num_keys;   /* N, of keys in pages */
     const int64_t *table;      /* page numbers, `table_stride` a sequence; NULL: keys lie in order from `key_starts` */
-    const int64_t *key_starts;
+    const int32_t *key_starts; /* N + 1 */
     const float *bias; /* per query head: what is added at key - query = d, at [d + bias_offset]; NULL: nothing */
     int64_t sequences, heads, kv_heads, head_dim, q_stride, kv_stride, table_stride, page_size, window;
     int64_t bias_offset, bias_stride;
@@ -291,6 +291,10 @@ struct found {
 INLINE long key_slot(const struct attention *a, long n, long key) {
     if (!a->table) return a->key_starts[n] + key;
     return a->table[n * a->table_stride + key / a->page_size] * a->page_size + key % a->page_size;
+}
+
+INLINE long key_count(const struct attention *a, long n) {
+    return a->table ? a->num_keys[n] : a->key_starts[n + 1] - a->key_starts[n];
 }
 
 INLINE ints picked(ints a, ints b, ints places) {
@@ -463,7 +467,7 @@ INLINE long row_count(const struct attention *a, long n) { return a->row_starts[
 
 /* Where the sequence's first query row stands among its keys. */
 INLINE long first_position(const struct attention *a, long n) {
-    return a->is_causal ? a->num_keys[n] - row_count(a, n) : 0;
+    return a->is_causal ? key_count(a, n) - row_count(a, n) : 0;
 }
 
 /* Is it worth laying the sequence's keys down for its rows? Units hold whole pairs of bfloat16. */
@@ -574,7 +578,7 @@ static long cut(const struct attention *a, long parts, struct task *tasks) {
             for (long head = 0, next; head < a->heads; head = next) {
                 /* heads of a group that is wider than a task stay within it */
                 next = least(head + heads, group > LINES ? (head / group + 1) * group : a->heads);
-                struct task t = {n, head, next - head, row, least(rows, row_count(a, n) - row), 0, a->num_keys[n]};
+                struct task t = {n, head, next - head, row, least(rows, row_count(a, n) - row), 0, key_count(a, n)};
                 long position = first_position(a, n) + row;
                 if (a->is_causal) t.to = position + t.rows;
                 if (a->window && position + 1 > a->window) t.from = position + 1 - a->window;
@@ -611,7 +615,7 @@ INLINE void run_split(
 static int attend_few(const struct attention *a) {
     long count = cut(a, 1, NULL), parts = 1, most = 0;
     if (!count) return 0;
-    for (long n = 0; n < a->sequences; n++) most = a->num_keys[n] > most ? a->num_keys[n] : most;
+    for (long n = 0; n < a->sequences; n++) most = key_count(a, n) > most ? key_count(a, n) : most;
     if (count < 2 * omp_get_max_threads())
         parts = least((2 * omp_get_max_threads() + count - 1) / count, (most + SPLIT_KEYS - 1) / SPLIT_KEYS);
     if (parts < 1) parts = 1;
@@ -863,7 +867,7 @@ static long cut_stretches(const struct attention *a, struct stretch *stretches) 
     for (long n = 0; n < a->sequences; n++) {
         if (!has_many_rows(a, n)) continue;
         for (long row = (row_count(a, n) - 1) / TASK_ROWS * TASK_ROWS; row >= 0; row -= TASK_ROWS) {
-            struct stretch s = {n, 0, row, least(TASK_ROWS, row_count(a, n) - row), 0, a->num_keys[n]};
+            struct stretch s = {n, 0, row, least(TASK_ROWS, row_count(a, n) - row), 0, key_count(a, n)};
             long position = first_position(a, n) + row;
             if (a->is_causal) s.to = position + s.rows;
             if (a->window && position + 1 > a->window) s.from = position + 1 - a->window;
@@ -1007,11 +1011,11 @@ INLINE void layer_norm_row(
     for (; at < width; at++) put(kind, out, at, line[at] * scale * number(kind, weight, at) + number(kind, bias, at));
 }
 
-/* Of each row of x + y, all contiguous. */
+/* Of each row of x + y; a `y_stride` of 0 adds one row to all. */
 struct layer_norm {
     const void *x, *y, *weight, *bias;
     void *out;
-    int64_t rows, width;
+    int64_t rows, width, y_stride;
     float eps;
     int32_t kind;
 };
@@ -1025,7 +1029,7 @@ int trefoil_add_layer_norm(const struct layer_norm *n) {
 #pragma omp for schedule(static)
         for (long r = 0; r < n->rows; r++) {
             if (!line) continue;
-            const void *own = shifted(n->kind, n->x, r * n->width), *other = shifted(n->kind, n->y, r * n->width);
+            const void *own = shifted(n->kind, n->x, r * n->width), *other = shifted(n->kind, n->y, r * n->y_stride);
             void *out = (void *)shifted(n->kind, n->out, r * n->width);
             if (n->kind == F32) layer_norm_row(F32, own, other, n->weight, n->bias, out, n->width, n->eps, line);
             else layer_norm_row(BF16, own, other, n->weight, n->bias, out, n->width, n->eps, line);

@@ -1,11 +1,18 @@
 """What the C functions are asked, field by field as the C files declare it."""
 
 import ctypes
+from typing import ClassVar
 
 Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
 
-class Product(ctypes.Structure):
+class Asked(ctypes.Structure):
+    """All that one function needs to know; `grows` is the field that grows with the rows of a pass."""
+
+    grows: ClassVar[str | None] = "rows"
+
+
+class Product(Asked):
     """struct product"""
 
     _fields_ = [
@@ -21,7 +28,7 @@ class PackedWeight(ctypes.Structure):
     _fields_ = [*((name, Pointer) for name in ("data", "bias", "scales", "out")), ("outs", Long)]
 
 
-class PackedProduct(ctypes.Structure):
+class PackedProduct(Asked):
     """struct packed"""
 
     _fields_ = [
@@ -31,7 +38,7 @@ class PackedProduct(ctypes.Structure):
     ]
 
 
-class Lora(ctypes.Structure):
+class Lora(Asked):
     """struct lora"""
 
     _fields_ = [
@@ -41,8 +48,10 @@ class Lora(ctypes.Structure):
     ]
 
 
-class Attention(ctypes.Structure):
-    """struct attention"""
+class Attention(Asked):
+    """struct attention; where its sequences start says how many rows there are"""
+
+    grows = None
 
     _fields_ = [
         *((name, Pointer) for name in ("q", "k", "v", "out", "row_starts", "num_keys", "table", "key_starts", "bias")),
@@ -53,7 +62,7 @@ class Attention(ctypes.Structure):
     ]
 
 
-class RmsNorm(ctypes.Structure):
+class RmsNorm(Asked):
     """struct rms_norm"""
 
     _fields_ = [
@@ -63,22 +72,25 @@ class RmsNorm(ctypes.Structure):
     ]
 
 
-class LayerNorm(ctypes.Structure):
+class LayerNorm(Asked):
     """struct layer_norm"""
 
     _fields_ = [
         *((name, Pointer) for name in ("x", "y", "weight", "bias", "out")),
-        *(("rows", Long), ("width", Long), ("eps", Float), ("kind", Int)),
+        *((name, Long) for name in ("rows", "width", "y_stride")),
+        *(("eps", Float), ("kind", Int)),
     ]
 
 
-class Sum(ctypes.Structure):
+class Sum(Asked):
     """struct sum"""
+
+    grows = "count"
 
     _fields_ = [*((name, Pointer) for name in ("x", "y", "out")), ("count", Long), ("kind", Int)]
 
 
-class Angles(ctypes.Structure):
+class Angles(Asked):
     """struct angles"""
 
     _fields_ = [
@@ -87,7 +99,7 @@ class Angles(ctypes.Structure):
     ]
 
 
-class Rotary(ctypes.Structure):
+class Rotary(Asked):
     """struct rotary"""
 
     _fields_ = [
@@ -97,7 +109,7 @@ class Rotary(ctypes.Structure):
     ]
 
 
-class Turning(ctypes.Structure):
+class Turning(Asked):
     """struct turning"""
 
     _fields_ = [
@@ -108,7 +120,7 @@ class Turning(ctypes.Structure):
     ]
 
 
-class Gating(ctypes.Structure):
+class Gating(Asked):
     """struct gating"""
 
     _fields_ = [
@@ -118,8 +130,10 @@ class Gating(ctypes.Structure):
     ]
 
 
-class PageWrite(ctypes.Structure):
+class PageWrite(Asked):
     """struct page_write"""
+
+    grows = "count"
 
     _fields_ = [
         *((name, Pointer) for name in ("rows", "pages", "slots")),
@@ -127,8 +141,10 @@ class PageWrite(ctypes.Structure):
     ]
 
 
-class Lookup(ctypes.Structure):
+class Lookup(Asked):
     """struct lookup"""
+
+    grows = "count"
 
     _fields_ = [
         *((name, Pointer) for name in ("ids", "table", "out")),
@@ -136,7 +152,7 @@ class Lookup(ctypes.Structure):
     ]
 
 
-class Argmax(ctypes.Structure):
+class Argmax(Asked):
     """struct argmax"""
 
     _fields_ = [("x", Pointer), ("out", Pointer), ("rows", Long), ("width", Long), ("kind", Int)]

@@ -1,7 +1,7 @@
-"""A computation of native calls alone, recorded once and made again from C, without Python between its calls.
+"""A computation of native calls alone, recorded once and made from C, without Python between its calls.
 
 What it reads and writes keeps its addresses: weights and buffers are their owners', and what the calls make of them
-lies in a `Scratch`. Anything that torch itself would compute on the way cannot be made again, so it is refused.
+lies in a `Scratch`. Anything that torch itself would compute on the way cannot be made so, hence it is refused.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trefoil_kernels.cpu.structures import Call
+from trefoil_kernels.cpu.structures import Asked, Call
 
 ALIGNMENT = 64
 
@@ -52,15 +52,19 @@ class Recording:
     """Calls as they are made, and what they point to besides tensors."""
 
     scratch: Scratch
-    calls: list[tuple[int, ctypes.Structure]] = field(default_factory=list)
+    calls: list[tuple[int, Asked]] = field(default_factory=list)
     held: list[object] = field(default_factory=list)
 
 
 class Tape:
-    """Recorded calls, ready to be made again. The memory of weights and buffers must outlive it."""
+    """Recorded calls, ready to be made. The memory of weights and buffers must outlive it.
 
-    def __init__(self, recording: Recording, out: Tensor, play: Callable[[Any, int], None]) -> None:
-        self._recording, self.out, self._play = recording, out, play
+    Where it was recorded as a pass of `rows` rows, it can be played with fewer.
+    """
+
+    def __init__(self, recording: Recording, out: Tensor, rows: int | None, play: Callable[[Any, int], None]) -> None:
+        self._recording, self._out, self._play = recording, out, play
+        self._growing = [] if rows is None else _growing(recording, rows)
         self._calls = (Call * len(recording.calls))(
             *(Call(function, ctypes.addressof(asked)) for function, asked in recording.calls)
         )
@@ -68,7 +72,25 @@ class Tape:
     def play(self) -> Tensor:
         """What the computation gives now, always in the same place."""
         self._play(self._calls, len(self._calls))
-        return self.out
+        return self._out
+
+    def play_rows(self, rows: int) -> Tensor:
+        """The same of so many rows, which are the first of what was recorded."""
+        for asked, field_name, per_row in self._growing:
+            setattr(asked, field_name, per_row * rows)
+        return self.play()[:rows]
+
+
+def _growing(recording: Recording, rows: int) -> list[tuple[Asked, str, int]]:
+    """What of each call counts rows, and how much a row counts there. Raises NotRecordable where not all rows do."""
+    growing = []
+    for _, asked in recording.calls:
+        if asked.grows is not None:
+            per_row, rest = divmod(getattr(asked, asked.grows), rows)
+            if not per_row or rest:
+                raise NotRecordable(f"{type(asked).__name__} of other rows than the pass's {rows}")
+            growing.append((asked, asked.grows, per_row))
+    return growing
 
 
 class OnlyViews(TorchDispatchMode):

@@ -11,7 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS
+from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
@@ -93,13 +95,15 @@ class Embeddings(nn.Module):
         self.LayerNorm = LayerNorm(width, config.eps)
 
     def forward(self, rows: Rows) -> Tensor:
-        x_TM = self.word_embeddings(rows.ids_T) + self.position_embeddings(rows.positions_T + self.first_position)
-        types_TM = self.token_type_embeddings.weight[0] if rows.types_T is None else self._types(rows.types_T)
-        return self.LayerNorm(x_TM + types_TM)
+        positions_TM = lookup(rows.positions_T, self.position_embeddings.weight[self.first_position :])
+        x_TM = add(self.word_embeddings(rows.ids_T), positions_TM)
+        return self.LayerNorm.of_sum(x_TM, self._types(rows).expand_as(x_TM))
 
-    def _types(self, types_T: Tensor) -> Tensor:
+    def _types(self, rows: Rows) -> Tensor:
         """Types that the model was not made with are type 0, as its tokenizer would have it."""
-        return self.token_type_embeddings(types_T if self.token_type_embeddings.num_embeddings > 1 else types_T * 0)
+        if rows.types_T is None or self.token_type_embeddings.num_embeddings == 1:
+            return self.token_type_embeddings.weight[0]
+        return self.token_type_embeddings(rows.types_T)
 
 
 class SelfAttention(nn.Module):

@@ -63,7 +63,7 @@ class Embeddings(nn.Module):
         self.LayerNorm = LayerNorm(config.width, EPS)
 
     def forward(self, rows: Rows) -> Tensor:
-        return self.LayerNorm(self.word_embeddings(rows.ids_T) + self.position_embeddings(rows.positions_T))
+        return self.LayerNorm.of_sum(self.word_embeddings(rows.ids_T), self.position_embeddings(rows.positions_T))
 
 
 class Attention(nn.Module):

@@ -4,12 +4,13 @@ Whoever has waited longest goes first. No pages: the pass itself answers its att
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from trefoil import wire
+from trefoil.engine.encoder_tape import EncoderTape
 from trefoil_models.attend import packed_rows
 from trefoil_models.checkpoint import Model
 from trefoil_models.pooling import Pooling
@@ -23,13 +24,20 @@ OF_ROWS = frozenset({"hidden", "embed"})
 class OnePass:
     """Everything that one engine answers in one pass; `max_rows` is the budget, which one long text may exceed.
 
-    `pad_id`: a decoder's class head reads the last row of another token than this one.
+    `pad_id`: a decoder's class head reads the last row of another token than this one. `tape`: the model's pass.
     """
 
     def __init__(
-        self, model: Model, pooling: Pooling, *, max_rows: int, max_model_len: int, pad_id: int | None = None
+        self,
+        model: Model,
+        pooling: Pooling,
+        *,
+        max_rows: int,
+        max_model_len: int,
+        pad_id: int | None = None,
+        tape: EncoderTape | None = None,
     ) -> None:
-        self._model, self._pooling, self._pad_id = model, pooling, pad_id
+        self._model, self._pooling, self._pad_id, self._tape = model, pooling, pad_id, tape
         self._max_rows, self._max_model_len = max_rows, max_model_len
         self._heads = model.heads
         self._waiting: deque[wire.Once] = deque()
@@ -98,27 +106,35 @@ class OnePass:
 
     @torch.inference_mode()
     def _answers(self, requests: list[wire.Once]) -> Iterator[wire.Event]:
-        device = next(self._model.parameters()).device
-        types = [request.type_ids or [0] * len(request.ids) for request in requests]
-        rows, attend = packed_rows([request.ids for request in requests], device, types=types)
-        hidden_TM = self._model(rows, attend)
-        starts = attend.packing.starts
+        hidden_TM = self._hidden(requests)
+        texts_LM = torch.split(hidden_TM, [len(request.ids) for request in requests])
         for head in dict.fromkeys(request.head for request in requests):
             members = [n for n, request in enumerate(requests) if request.head == head]
-            spans = [[starts[n] + row for row in self._rows_asked(requests[n])] for n in members]
-            asked_RM = hidden_TM[torch.tensor([row for span in spans for row in span], device=device)]
-            scores = asked_RM if head in OF_ROWS else self._heads[head](asked_RM)
-            parts = torch.split(scores.float(), [len(span) for span in spans])
+            asked = [self._rows_asked(requests[n], texts_LM[n]) for n in members]
+            parts = asked if head in OF_ROWS else self._scored(head, asked)
             for n, part in zip(members, parts, strict=True):
-                yield self._answer(requests[n], part)
+                yield self._answer(requests[n], part.float())
 
-    def _rows_asked(self, request: wire.Once) -> Iterable[int]:
+    def _scored(self, head: str, asked: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the head says of these rows, text by text."""
+        return torch.split(self._heads[head](torch.cat(list(asked))), [len(rows) for rows in asked])
+
+    def _hidden(self, requests: list[wire.Once]) -> Tensor:
+        """The rows of all texts, valid until the next pass."""
+        if self._tape is not None and sum(len(request.ids) for request in requests) <= self._tape.max_rows:
+            return self._tape.hidden(requests)
+        device = next(self._model.parameters()).device
+        types = [request.type_ids or [0] * len(request.ids) for request in requests]
+        return self._model(*packed_rows([request.ids for request in requests], device, types=types))
+
+    def _rows_asked(self, request: wire.Once, text_LM: Tensor) -> Tensor:
         """The rows of a text that its head reads."""
         if request.head == "mask":
-            return request.rows
+            return text_LM[request.rows]
         if request.head not in OF_TEXTS:
-            return range(len(request.ids))
-        return [0] if self._model.kind == "encoder" else [_last_row(request.ids, self._pad_id)]
+            return text_LM
+        row = 0 if self._model.kind == "encoder" else _last_row(request.ids, self._pad_id)
+        return text_LM[row : row + 1]
 
     def _answer(self, request: wire.Once, scores: Tensor) -> wire.Scores:
         if request.head == "mask":

@@ -8,6 +8,7 @@ import structlog
 import torch
 
 from trefoil import wire
+from trefoil.engine.encoder_tape import EncoderTape
 from trefoil.engine.engine import Engine, TwoSided
 from trefoil.engine.generator import Generator
 from trefoil.engine.grammar import Grammars
@@ -20,6 +21,7 @@ from trefoil.engine.scheduler import Scheduler, Totals
 from trefoil.engine.tasks import tasks_of
 from trefoil_kernels import paged_attention
 from trefoil_kernels.cpu.library import Native, native
+from trefoil_kernels.cpu.tape import NotRecordable
 from trefoil_kernels.linear import has_bf16_products
 from trefoil_kernels.low_bit import has_int4
 from trefoil_models import checkpoint
@@ -64,6 +66,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         max_rows=spec.max_num_batched_tokens,
         max_model_len=limit,
         pad_id=keys.integer("pad_token_id") if "pad_token_id" in keys else None,
+        tape=_encoder_tape(spec, model) if device.type == "cpu" else None,
     )
     tasks, side_tasks = tasks_of(blueprint.folder, model.kind, blueprint.heads)
     ready = wire.Ready(
@@ -156,6 +159,18 @@ def _capture(model: checkpoint.Model, device: torch.device) -> Capture | None:
         log.info("no_graphs", kind=model.kind, why="decode steps of this model launch kernel by kernel")
         return None
     return CudaCapture()
+
+
+def _encoder_tape(spec: wire.EngineSpec, model: checkpoint.Model) -> EncoderTape | None:
+    """For encoders of whose passes torch computes nothing."""
+    library = native()
+    if library is None or model.kind != "encoder":
+        return None
+    try:
+        return EncoderTape(library, model, spec.max_num_batched_tokens)
+    except NotRecordable as why:
+        log.info("no_tape", model=spec.name, why=f"torch computes {why}")
+        return None
 
 
 def never_chosen(vocab_size: int, tokenizer: Tokenizer) -> list[int]:

@@ -67,7 +67,7 @@ class DecodeTapes:
             return None
         self._tapes = {other: old for other, old in self._tapes.items() if other.num_loads in (0, key.num_loads)}
         self._tapes[key] = tape
-        return tape.out
+        return tape.play()
 
     def _recorded(self, key: Key) -> Tape:
         rows, attend = self._inputs.padded(key.size, self._pages)
