@@ -135,6 +135,7 @@ class Bench:
     texts: Texts
     rounds: int
     peers: Path
+    beside: Sequence[str]
 
 
 @contextmanager
@@ -148,7 +149,7 @@ def engines(bench: Bench) -> Iterator[list[Engine]]:
             stack.callback(engine.close)
             return engine
 
-        found = [started(name, bench.dtype) for name in ("trefoil", *PEERS[bench.dtype])]
+        found = [started(name, bench.dtype) for name in ("trefoil", *bench.beside)]
         sample = Texts(bench.texts.sentences[:48], bench.texts.ids[:48])
         wanted = started("transformers", "float32").vectors(sample)
         for engine in found:
@@ -313,13 +314,15 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], metavar="|".join(PARTS))
     parser.add_argument("--num-texts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beside", nargs="*", help="only these of the others")
     parser.add_argument("--peers", type=Path, default=peers.PEERS, help="where peers.py has made their environment")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where checkpoints are kept")
     given = parser.parse_args()
     folder = SHAPES[given.shape](given.cache)
     rng = Random(0)
     texts = Texts.of_lens(folder, [rng.randint(*LENS) for _ in range(given.num_texts)])
-    bench = Bench(folder, given.dtype, texts, given.rounds, given.peers)
+    beside = [name for name in PEERS[given.dtype] if given.beside is None or name in given.beside]
+    bench = Bench(folder, given.dtype, texts, given.rounds, given.peers, beside)
     try:
         for name in given.parts or PARTS:
             PARTS[name](bench)
