@@ -11,7 +11,17 @@ from trefoil_kernels.cpu import library
 from trefoil_kernels.packed_linear import NativeWeight, OneDnnWeight, activated, pack, products
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-SHAPES = [(1, 1, 1), (1, 63, 33), (2, 7, 64), (5, 1, 1030), (12, 32, 96), (13, 100, 96), (63, 97, 111), (400, 130, 32)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 63, 33),
+    (14, 2048, 3),
+    (2, 7, 64),
+    (5, 1, 1030),
+    (12, 32, 96),
+    (13, 100, 96),
+    (63, 97, 111),
+    (400, 130, 32),
+]
 
 
 def draw(T: int, F: int, M: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

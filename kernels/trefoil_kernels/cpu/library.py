@@ -57,6 +57,8 @@ NIBBLE_GROUP = 32
 """How many 4-bit values of an output share a scale."""
 LORA_PANEL = 32
 """How many outputs of an adapter lie side by side."""
+LINE_BYTES, PLACES_BYTES = 64, 4096
+"""What a cache takes at once; rows that far apart share its places."""
 WIDEST_HEAD = 256
 """What the attention keeps on its stack is sized for this."""
 CHECK_BOUND = 1e-4
@@ -95,12 +97,12 @@ class Packed:
     ) -> None:
         self.kind, self.outs = kind, outs
         self._tensors = data, bias_F, scales_F  # what the addresses point to
-        self._told = PackedWeight(*(None if x is None else x.data_ptr() for x in self._tensors), None, outs)
+        self._told = PackedWeight(*(None if x is None else x.data_ptr() for x in self._tensors), None, outs, 0)
 
     def told(self, out_TF: Tensor) -> PackedWeight:
         """What C hears of it, and where the product goes."""
         told = PackedWeight.from_buffer_copy(self._told)
-        told.out = out_TF.data_ptr()
+        told.out, told.out_stride = out_TF.data_ptr(), out_TF.stride(0)
         return told
 
 
@@ -158,6 +160,12 @@ class Native:
         recording = self._own.recording
         return torch.empty(shape, dtype=dtype) if recording is None else recording.scratch.empty(shape, dtype)
 
+    def _rows_apart(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Rows that a product reads many of at once: in a first-level cache not all may have the same few places."""
+        rows, width = shape
+        apart = width + LINE_BYTES // dtype.itemsize if width * dtype.itemsize % PLACES_BYTES == 0 else width
+        return self._empty((rows, apart), dtype)[:, :width]
+
     def product(
         self, x_TM: Tensor, weight_FM: Tensor, bias_F: Tensor | None = None, scales_F: Tensor | None = None
     ) -> Tensor:
@@ -203,9 +211,13 @@ class Native:
         return packed
 
     def packed_products(self, x_TM: Tensor, weights: Sequence[Packed], *, has_gelu: bool = False) -> list[Tensor]:
-        """x @ weight.T * scales + bias, or its gelu, for each of these weights, which are of one kind and width."""
+        """x @ weight.T * scales + bias, or its gelu, for each of these weights, which are of one kind and width.
+
+        Rows of a gelu, which are for the next product, may lie further apart than they are wide.
+        """
         rows, width = x_TM.shape
-        outs = [self._empty((rows, weight.outs), x_TM.dtype) for weight in weights]
+        new = self._rows_apart if has_gelu else self._empty
+        outs = [new((rows, weight.outs), x_TM.dtype) for weight in weights]
         told = (PackedWeight * len(weights))(*[w.told(out) for w, out in zip(weights, outs, strict=True)])
         kind, weight_kind = KINDS[x_TM.dtype], weights[0].kind
         asked = PackedProduct(

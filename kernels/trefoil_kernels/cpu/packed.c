@@ -25,7 +25,7 @@ struct packed_weight {
     const void *data, *bias;
     const float *scales; /* one an output, of INT8; else NULL */
     void *out;
-    int64_t outs;
+    int64_t outs, out_stride;
 };
 
 struct packed {
@@ -333,10 +333,10 @@ INLINE void finish_panel(
         if (p->has_gelu) found[i] = gelu(found[i]);
     }
     if (kind == F32) {
-        UNROLL for (int i = 0; i < 2; i++) store((float *)w->out + row * w->outs + first + i * LANES, found[i]);
+        UNROLL for (int i = 0; i < 2; i++) store((float *)w->out + row * w->out_stride + first + i * LANES, found[i]);
         return;
     }
-    uint16_t *out = (uint16_t *)w->out + row * w->outs + first;
+    uint16_t *out = (uint16_t *)w->out + row * w->out_stride + first;
 #ifdef __AVX512BF16__
     __m512bh both = _mm512_cvtne2ps_pbh((__m512)found[1], (__m512)found[0]);
     memcpy(out, &both, sizeof both);
@@ -356,7 +356,7 @@ INLINE void finish_row(
     for (long o = 0; w->scales && o < count; o++) totals[o] *= w->scales[first + o];
     for (long o = 0; w->bias && o < count; o++) totals[o] += number(kind, w->bias, first + o);
     for (long o = 0; p->has_gelu && o < PANEL; o += LANES) store(totals + o, gelu(load(totals + o)));
-    for (long o = 0; o < count; o++) put(kind, w->out, row * w->outs + first + o, totals[o]);
+    for (long o = 0; o < count; o++) put(kind, w->out, row * w->out_stride + first + o, totals[o]);
 }
 
 /* Panels `from` to `to` of one weight by rows `top` to `end`, in tiles of about the same height. */

@@ -25,7 +25,7 @@ class Product(Asked):
 class PackedWeight(ctypes.Structure):
     """struct packed_weight"""
 
-    _fields_ = [*((name, Pointer) for name in ("data", "bias", "scales", "out")), ("outs", Long)]
+    _fields_ = [*((name, Pointer) for name in ("data", "bias", "scales", "out")), ("outs", Long), ("out_stride", Long)]
 
 
 class PackedProduct(Asked):
