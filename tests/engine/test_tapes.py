@@ -40,6 +40,13 @@ def test_a_taped_engine_gives_the_same_tokens_and_scores(family: str, tmp_path: 
     assert called == taped
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_answers_the_same_with_tapes_or_does_without(family: str, tmp_path: Path, library: Native) -> None:
+    folder = tiny.checkpoint(tmp_path / "m", family)
+    asked = [request(f"{n}", ids, 12) for n, ids in enumerate(tiny.draw_ids(1, 9))]
+    assert run(generator(folder, recorder=library), asked) == run(generator(folder), asked)
+
+
 def test_a_family_whose_step_torch_computes_says_so_once_and_answers(tmp_path: Path, library: Native) -> None:
     folder = tiny.checkpoint(tmp_path / "m", "gpt2")
     asked = [request("0", [1, 2, 3], 9), request("1", [4, 5], 12)]
@@ -79,6 +86,18 @@ def test_what_torch_computes_is_refused_and_leaves_no_recording_behind(library: 
     with pytest.raises(NotRecordable, match=r"aten\.mul"):
         library.record(lambda: library.add(x_TM * 2, x_TM), Scratch())
     assert library.add(x_TM, x_TM).eq(2).all()
+
+
+@pytest.mark.parametrize("how", ["flatten", "contiguous", "reshape"])
+def test_a_view_that_is_a_copy_here_is_refused(how: str, library: Native) -> None:
+    x_TGD = torch.ones(3, 4, 5)
+    copies = {
+        "flatten": lambda: x_TGD[:, :2].flatten(0, 1),
+        "contiguous": lambda: x_TGD[:, 1].contiguous(),
+        "reshape": lambda: x_TGD[:, 1].reshape(5, 3),
+    }
+    with torch.inference_mode(), pytest.raises(NotRecordable, match="copies"):
+        library.record(lambda: library.add(copies[how](), copies[how]()), Scratch())
 
 
 def test_scratch_gives_out_again_only_what_nobody_looks_at() -> None:

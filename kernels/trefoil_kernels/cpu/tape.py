@@ -101,4 +101,12 @@ class OnlyViews(TorchDispatchMode):
     ) -> Any:
         if not func.is_view:
             raise NotRecordable(str(func))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        looked_at = {_memory(arg) for arg in args if isinstance(arg, Tensor)}
+        if any(_memory(one) not in looked_at for one in (out if isinstance(out, (list, tuple)) else [out])):
+            raise NotRecordable(f"{func}, which copies here")  # what is called a view may be one only at times
+        return out
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
