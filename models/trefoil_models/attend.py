@@ -7,8 +7,9 @@ encoder-decoder lets its decoder's sites `remember` the encoder's keys and value
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,12 +26,62 @@ class Rows:
 
     A training example is all prompt. Only rotary scalings that depend on length read `prompt_lens_T`. `types_T` tells
     the two texts of a pair apart (0 and 1) for models that were made with such types; None: one text each.
+    `places_T2` and `contexts` are for models that read prompts both ways; in a pass of whole sequences they are None,
+    and such a model finds them itself.
     """
 
     ids_T: Tensor
     positions_T: Tensor
     prompt_lens_T: Tensor
     types_T: Tensor | None = None
+    places_T2: Tensor | None = None
+    contexts: "Contexts | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Of a sequence whose beginning is read both ways: the length of that context, and where its answer stands."""
+
+    context: int
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """The rows of a pass that see each other both ways: their numbers [C], whose they are, how many of each."""
+
+    rows_C: Tensor
+    members: tuple[int, ...]
+    packing: Packing
+
+    @classmethod
+    def of(cls, lens: Sequence[int], packing: Packing, device: torch.device) -> "Contexts | None":
+        """The first `lens` rows of each sequence of the pass; None where there are none."""
+        members = tuple(n for n, length in enumerate(lens) if length)
+        starts = packing.starts
+        rows = [row for n in members for row in range(starts[n], starts[n] + lens[n])]
+        own = Packing(tuple(lens[n] for n in members))
+        return cls(torch.tensor(rows, device=device), members, own) if rows else None
+
+
+@runtime_checkable
+class ReadsBothWays(Protocol):
+    """A model that reads the beginning of a sequence both ways, so that its rows depend on later ones.
+
+    Its prompts are read in one pass and share no pages. Each row has two places, [T, 2], from `places`.
+    """
+
+    @property
+    def shortest_prompt(self) -> list[int]: ...
+    def span_of(self, ids: Sequence[int]) -> Span | None:
+        """None where the ids lack what parts a context from an answer."""
+        ...
+
+
+def places(span: Span, start: int, end: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The two places of rows `start` to `end`: within the context and 0, then the answer's and one within it."""
+    at = np.arange(start, end)
+    return np.stack([np.where(at < span.context, at, span.answer), np.maximum(at - span.context + 1, 0)], 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +126,11 @@ class Attend(Protocol):
         scale: float,
         bias: Bias | None = None,
         turn: Turn | None = None,
+        contexts: Contexts | None = None,
     ) -> Tensor:
         """Each row's attention over its own sequence up to what the mask lets it see, [T, H, D].
 
-        With `turn`, queries and keys are turned by these rotary angles first.
+        With `turn`, queries and keys are turned by these rotary angles first. Rows of `contexts` see all of theirs.
         """
         ...
 
@@ -122,10 +174,17 @@ class PackedAttend:
         scale: float,
         bias: Bias | None = None,
         turn: Turn | None = None,
+        contexts: Contexts | None = None,
     ) -> Tensor:
         if turn is not None:
             q_THD, k_TGD = rotary(q_THD, turn), rotary(k_TGD, turn)
-        return packed_attention(q_THD, k_TGD, v_TGD, self.packing, mask=mask, scale=scale, bias=bias)
+        out_THD = packed_attention(q_THD, k_TGD, v_TGD, self.packing, mask=mask, scale=scale, bias=bias)
+        if contexts is None:
+            return out_THD
+        assert bias is None, "a context has no bias"
+        q_CHD, k_CGD, v_CGD = (x[contexts.rows_C] for x in (q_THD, k_TGD, v_TGD))
+        own_CHD = packed_attention(q_CHD, k_CGD, v_CGD, contexts.packing, mask=Mask.FULL, scale=scale)
+        return out_THD.index_copy(0, contexts.rows_C, own_CHD)
 
     def latent(
         self, site: int, q_THD: Tensor, latent_TR: Tensor, heads: LatentHeads, *, mask: Mask, scale: float

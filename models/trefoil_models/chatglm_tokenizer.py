@@ -1,4 +1,4 @@
-"""What ChatGLM 2 and 3 (`ChatGLMTokenizer`) put beside the pieces of their SentencePiece file."""
+"""What ChatGLM (`ChatGLMTokenizer`, all generations) puts beside the pieces of its SentencePiece file."""
 
 from pathlib import Path
 
@@ -13,6 +13,21 @@ TELLING_FILES = ("tokenizer_config.json", "config.json", "added_tokens.json", "t
 SIGNS = ("<|user|>", "chatglm3")
 
 
+FIRST_ROLES = {
+    **{"bos_token": "<sop>", "eos_token": "<eop>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "[MASK]"},
+    "gmask_token": "[gMASK]",
+}
+"""ChatGLM-6B's."""
+IMAGE_TOKENS = 20_000
+LONGEST_BLANK = 80
+SPELLED = {
+    "\n": "<n>",
+    "\t": "<|tab|>",
+    **{" " * length: f"<|blank_{length}|>" for length in range(LONGEST_BLANK, 1, -1)},
+}
+"""What ChatGLM-6B writes white space as; the longest run of blanks first."""
+
+
 def special_tokens(folder: Path) -> tuple[str, ...]:
     """In the order of their ids; those of speakers where any file of the folder shows ChatGLM 3."""
     texts = (
@@ -21,9 +36,9 @@ def special_tokens(folder: Path) -> tuple[str, ...]:
     return (*MASKS, *SPEAKERS) if any(sign in text for text in texts for sign in SIGNS) else MASKS
 
 
-def frame(backend: tokenizers.Tokenizer, *before: str) -> None:
-    """Put the tokens that every prompt begins with before each text."""
-    ids = [(token, backend.token_to_id(token)) for token in before]
-    first = processors.TemplateProcessing(single=[*before, "$A"], special_tokens=ids)
+def frame(backend: tokenizers.Tokenizer, *parts: str) -> None:
+    """Put the tokens that every prompt has around its text, `$A`."""
+    ids = [(name, token_id) for name in parts if (token_id := backend.token_to_id(name)) is not None]
+    first = processors.TemplateProcessing(single=list(parts), special_tokens=ids)
     present = backend.post_processor
     backend.post_processor = first if present is None else processors.Sequence([present, first])

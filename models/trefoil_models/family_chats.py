@@ -15,7 +15,8 @@ from trefoil_models.chat_template import ChatTemplateError, message_text
 from trefoil_models.tokenizer_files import read_object
 
 Messages = Sequence[Mapping[str, object]]
-ANSWER = "\n\n答："
+NEXT = "\n\n"
+ANSWER = f"{NEXT}答："
 
 
 class Kind(Enum):
@@ -91,24 +92,46 @@ def turns(messages: Messages, *roles: str) -> Iterator[tuple[str, str]]:
         yield role, message_text(message)
 
 
+def taking_turns(messages: Messages, asks: bool) -> list[str]:
+    """What user and assistant say by turns, the user first and, where an answer is asked for, last.
+
+    Raises ChatTemplateError.
+    """
+    said = list(turns(messages, "user", "assistant"))
+    if any(role != ("user", "assistant")[number % 2] for number, (role, _) in enumerate(said)):
+        raise ChatTemplateError("this family's chats begin with the user, and user and assistant take turns")
+    if not said or (asks and len(said) % 2 == 0):
+        raise ChatTemplateError("this family answers a message of the user, which must be the last")
+    return [text for _, text in said]
+
+
 def _chatglm(folder: Folder) -> FamilyChat | None:
-    """Roles are tokens in ChatGLM 3 and GLM-4, ChatGLM 2 writes rounds."""
+    """Roles are tokens in ChatGLM 3 and GLM-4; ChatGLM 2 writes rounds, and so does ChatGLM-6B, in its way."""
+    if "position_encoding_2d" in folder.config or "inner_hidden_size" in folder.config:
+        return FamilyChat(_chatglm_6b)
     if folder.knows("<|user|>"):
         start = "<sop>" if folder.knows("<sop>") else "sop"
         return FamilyChat(partial(_chatglm3, start), ends=("<|user|>", "<|observation|>"))
     return FamilyChat(_chatglm2)
 
 
+def _chatglm_6b(messages: Messages, asks: bool) -> Iterator[Part]:
+    """A lone question as it is, else rounds from 0; the answer to the last stands behind the prompt's tokens."""
+    said = taking_turns(messages, asks)
+    answer = [said.pop()] if len(said) % 2 == 0 else []
+    rounds = (f"{text}\n" if n % 2 else f"[Round {n // 2}]\n问：{text}\n答：" for n, text in enumerate(said))
+    yield Part("".join(rounds) if len(said) > 1 else said[0])
+    if asks or answer:
+        yield from (token("[gMASK]"), token("<sop>"), *map(Part, answer))
+
+
 def _chatglm2(messages: Messages, asks: bool) -> Iterator[Part]:
     """Rounds of a question and its answer, counted from 1, as one text."""
-    yield from (token("[gMASK]"), token("sop"))
-    text, said = "", turns(messages, "user", "assistant")
-    for number, (role, words) in enumerate(said):
-        if role != ("user", "assistant")[number % 2]:
-            raise ChatTemplateError("this family's chats begin with the user, and user and assistant take turns")
-        before = "\n\n" if number else ""
-        text += f"{before}[Round {number // 2 + 1}]\n\n问：{words}" if role == "user" else f"{ANSWER}{words}"
-    yield Part(text + ANSWER if asks else text)
+    rounds = (
+        f"{ANSWER}{text}" if n % 2 else f"{NEXT if n else ''}[Round {n // 2 + 1}]{NEXT}问：{text}"
+        for n, text in enumerate(taking_turns(messages, asks))
+    )
+    yield from (token("[gMASK]"), token("sop"), Part("".join(rounds) + (ANSWER if asks else "")))
 
 
 def _chatglm3(start: str, messages: Messages, asks: bool) -> Iterator[Part]:

@@ -17,6 +17,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers
 
 WORD_MARK = "▁"
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+NEVER = -1e9
+"""The score of a piece that no way to cut a text should have."""
 LONE_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -29,6 +31,8 @@ class Kind(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+    RESERVED = 7
+    """In no file: holds a place, and no text is ever cut to it."""
 
 
 class Algorithm(IntEnum):
@@ -97,6 +101,12 @@ class SentencePieceModel:
         """The same model with more control tokens behind its pieces."""
         return replace(self, pieces=[*self.pieces, *(Piece(text, 0.0, Kind.CONTROL) for text in controls)])
 
+    def shifted(self, names: Iterable[str]) -> "SentencePieceModel":
+        """The same model with pieces that no text has before its own."""
+        before = [Piece(name, NEVER, Kind.RESERVED) for name in names]
+        ids = {name: place + len(before) if place >= 0 else place for name, place in self.ids.items()}
+        return replace(self, pieces=[*before, *self.pieces], ids=ids)
+
     def user_defined(self) -> set[str]:
         """The pieces that text is always cut around, but that are text themselves."""
         return {piece.text for piece in self.pieces if piece.kind == Kind.USER_DEFINED}
@@ -129,11 +139,17 @@ def unmarked(position: int, marks: list[int]) -> int:
     return position - bisect_left(marks, position)
 
 
-def build(model: SentencePieceModel) -> tokenizers.Tokenizer:
-    """The same model for the `tokenizers` library, without the dummy prefix."""
+def build(model: SentencePieceModel, spelled: Mapping[str, str] | None = None) -> tokenizers.Tokenizer:
+    """The same model for the `tokenizers` library, without the dummy prefix.
+
+    `spelled`: runs of text that are replaced by such pieces before anything else, in order, and back in the end.
+    """
+    spelled = spelled or {}
     backend = tokenizers.Tokenizer(_algorithm(model))
-    backend.normalizer = normalizers.Sequence(list(_normalizers(model)))
-    steps = [decoders.Replace(WORD_MARK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    first = [normalizers.Replace(text, piece) for text, piece in spelled.items()]
+    backend.normalizer = normalizers.Sequence([*first, *_normalizers(model)])
+    back = [decoders.Replace(piece, text) for text, piece in spelled.items()]
+    steps = [decoders.Replace(WORD_MARK, " "), *back, decoders.ByteFallback(), decoders.Fuse()]
     if model.has_dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     backend.decoder = decoders.Sequence(steps)
@@ -141,7 +157,7 @@ def build(model: SentencePieceModel) -> tokenizers.Tokenizer:
         [
             AddedToken(
                 piece.text,
-                normalized=False,
+                normalized=piece.text in spelled.values(),
                 special=piece.kind != Kind.USER_DEFINED,
                 single_word=piece.text.isalpha(),
             )

@@ -28,7 +28,7 @@ HALF = "\ufffd"  # what bytes decode to that are not (yet) a character
 
 
 class Tokenizer:
-    """What a model's folder says about text.
+    """What a model's folder says about text; with `ends_prompts` an answer begins behind the tokens around a text.
 
     Where texts do not `name tokens`, the spelling of a special token in one is text like any other.
     """
@@ -63,6 +63,8 @@ class Tokenizer:
         self.marks_subwords = bool(getattr(backend.model, "continuing_subword_prefix", None))
         self._marks_word_ends = getattr(backend.model, "end_of_word_suffix", None) == WORD_END
         self._added_ids = frozenset(added)
+        framed = self.encode_ids("")
+        self.ends_prompts = len(framed) > 1 and framed[-1] == self.bos_id
         self.sentinel_ids = tuple(_sentinels(vocab))
         self._decoder = backend.decoder
         decoding = _state(backend.decoder)

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from trefoil_models import tiktoken_file
-from trefoil_models.chatglm_tokenizer import CHATGLM_ROLES, frame, special_tokens
+from trefoil_models.chatglm_tokenizer import CHATGLM_ROLES, FIRST_ROLES, IMAGE_TOKENS, SPELLED, frame, special_tokens
 from trefoil_models.encoder_tokenizers import (
     ALBERT_ROLES,
     ANGLE_ROLES,
@@ -235,7 +235,7 @@ def _from_model(folder: Path, config: _Config) -> Parts:
     path = folder / "tokenizer.model"
     if path.read_bytes().isascii():
         parts = _tiktoken(path, config, words=tiktoken_file.THREE_DIGIT_WORDS, specials=GLM_4_SPECIALS)
-        frame(parts.backend, "[gMASK]", "<sop>")
+        frame(parts.backend, "[gMASK]", "<sop>", "$A")
         return parts
     if config.family == "ChatGLMTokenizer":
         return _from_chatglm(folder, config)
@@ -246,7 +246,7 @@ def _from_chatglm(folder: Path, config: _Config) -> Parts:
     """ChatGLM2's and 3's file: the special tokens follow its pieces."""
     model = _parsed(folder / "tokenizer.model").extended(special_tokens(folder))
     parts = _sentencepiece(model, config.with_defaults(CHATGLM_ROLES), adds_bos=False)
-    frame(parts.backend, "[gMASK]", "sop")
+    frame(parts.backend, "[gMASK]", "sop", "$A")
     return replace(parts, names_tokens=False)
 
 
@@ -361,13 +361,31 @@ def _parsed(path: Path) -> SentencePieceModel:
         raise TokenizerError(f"{path.name}: expected a SentencePiece BPE or Unigram model: {error}") from error
 
 
-def _sentencepiece(model: SentencePieceModel, config: _Config, *, adds_bos: bool) -> Parts:
+def _from_ice_text(folder: Path, config: _Config) -> Parts:
+    """ChatGLM-6B's file; in the first release its pieces follow those of images. A prompt ends where answers start."""
+    count = config.values.get("num_image_tokens", IMAGE_TOKENS)
+    if not isinstance(count, int) or not 0 <= count <= IMAGE_TOKENS:
+        raise TokenizerError(f"tokenizer_config.json: num_image_tokens must be from 0 to {IMAGE_TOKENS}, not {count!r}")
+    model = _parsed(folder / "ice_text.model").shifted(f"<image_{number}>" for number in range(count))
+    parts = _sentencepiece(model, config.with_defaults(FIRST_ROLES), adds_bos=False, spelled=SPELLED)
+    frame(parts.backend, "$A", _known(parts.backend, "[gMASK]"), _known(parts.backend, "<sop>"))
+    return parts
+
+
+def _known(backend: tokenizers.Tokenizer, token: str) -> str:
+    _required(backend, token)
+    return token
+
+
+def _sentencepiece(
+    model: SentencePieceModel, config: _Config, *, adds_bos: bool, spelled: Mapping[str, str] | None = None
+) -> Parts:
     """The tokenizer of a parsed file; `adds_bos` where the config does not say."""
     model = model.renamed({place: token.content for place, token in config.added.items()})
     if config.flag("add_prefix_space") is False:
         model = model.without_prefix()
     try:
-        backend = build(model)
+        backend = build(model, spelled)
     except Exception as error:  # the library raises no narrower type
         raise TokenizerError(f"expected a SentencePiece BPE or Unigram model: {error}") from error
     names = {f"{part}_token": model.token(part) for part in ("bos", "eos", "pad", "unk")}
@@ -387,6 +405,7 @@ _SOURCES = {
     ("vocab.json", "merges.txt"): _from_byte_pairs,
     ("qwen.tiktoken",): _from_qwen,
     ("tokenizer.model",): _from_model,
+    ("ice_text.model",): _from_ice_text,
     ("spiece.model",): _from_spiece,
     ("sentencepiece.bpe.model",): _from_sentencepiece_bpe,
     ("vocab.txt",): _from_word_pieces,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trefoil.rows import Chat
-from trefoil.training.data import Reader, chat_example
+from trefoil.rows import Chat, Continuation, RowError
+from trefoil.training.data import Reader, chat_example, continuation_example
 from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.tokenizer import Tokenizer
 
@@ -41,6 +41,31 @@ def about(folder: Path, name: str, **more: object) -> Path:
 
 def original(folder: Path) -> "sentencepiece.SentencePieceProcessor":
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+BLANKS = [f"<|blank_{length}|>" for length in range(2, 81)]
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """ChatGLM-6B's file, with seven ids for images."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_prefix=str(tmp_path / "ice_text"), vocab_size=360, num_threads=1,
+        hard_vocab_limit=False, model_type="bpe", minloglevel=2, remove_extra_whitespaces=False, pad_id=3,
+        user_defined_symbols=["<n>", "<|tab|>", *BLANKS], control_symbols=["[MASK]", "[gMASK]", "<sop>", "<eop>"],
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "chatglm", "position_encoding_2d": True}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"num_image_tokens": 7}))
+    return tmp_path
+
+
+def first_ids(folder: Path, text: str) -> list[int]:
+    """As the published code writes white space and shifts ids."""
+    text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+    for length in range(80, 1, -1):
+        text = text.replace(" " * length, f"<|blank_{length}|>")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
+    return [7 + token_id for token_id in pieces.encode(text)]
 
 
 def special_id(folder: Path, name: str) -> int:
@@ -110,3 +135,39 @@ def test_training_learns_the_answers_of_a_family_s_chat(folder: Path) -> None:
     pieces = original(folder)
     learned = [i for i, is_label in zip(example.ids, example.is_label, strict=True) if is_label]
     assert learned == [*pieces.encode("\n"), *pieces.encode("the sofa"), 2]
+
+
+WHITE = ["the  sofa", "  the", "a\n\tt ", " " * 83 + "hi", "", " ", "the <n> sofa", "你好   \n\n"]
+
+
+@pytest.mark.parametrize("text", WHITE, ids=repr)
+def test_the_first_chatglm_has_tokens_for_white_space_and_ends_its_prompts(first: Path, text: str) -> None:
+    tokenizer = Tokenizer.load(first)
+    end = [tokenizer.token_id("[gMASK]"), tokenizer.token_id("<sop>")]
+    assert tokenizer.encode_ids(text) == first_ids(first, text) + end
+    assert tokenizer.decode(tokenizer.encode_ids(text)) == text.replace("<n>", "\n")
+    assert tokenizer.token_id("<image_6>") == 6
+
+
+def test_the_first_chatglm_asks_a_lone_question_as_it_is_and_others_in_rounds(first: Path) -> None:
+    tokenizer = Tokenizer.load(first)
+    end = [tokenizer.token_id("[gMASK]"), tokenizer.token_id("<sop>")]
+    question, answer, last = (message["content"] for message in MESSAGES)
+    assert tokenizer.chat_ids(tokenizer.write_chat(MESSAGES[:1])) == first_ids(first, question) + end
+    text = f"[Round 0]\n问：{question}\n答：{answer}\n[Round 1]\n问：{last}\n答："
+    assert tokenizer.chat_ids(tokenizer.write_chat(MESSAGES)) == first_ids(first, text) + end
+    with pytest.raises(ChatTemplateError, match="must be the last"):
+        tokenizer.write_chat(MESSAGES[:2])
+
+
+def test_the_first_chatglm_learns_answers_behind_its_prompts(first: Path) -> None:
+    tokenizer = Tokenizer.load(first)
+    reader = Reader(tokenizer, (tokenizer.eos_id or 0,), 200)
+    chat = chat_example(Chat(({"role": "user", "content": "hi there"}, MESSAGES[1])), reader)
+    plain = continuation_example(Continuation("hi there", "the sofa"), reader)
+    asked = [*first_ids(first, "hi there"), tokenizer.token_id("[gMASK]"), tokenizer.token_id("<sop>")]
+    assert chat == plain
+    assert list(chat.ids) == [*asked, *first_ids(first, "the sofa"), tokenizer.eos_id]
+    assert chat.is_label == (*[False] * len(asked), *[True] * (len(chat.ids) - len(asked)))
+    with pytest.raises(RowError, match="end the chat there"):
+        chat_example(Chat((*MESSAGES, MESSAGES[1])), reader)

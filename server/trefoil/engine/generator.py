@@ -169,6 +169,8 @@ class Generator:
             return why
         if params.grammar is not None and (self._grammars is None or params.beams > 1):
             return "this engine follows no grammar, or none with beams"
+        if why := self.runner.refusal(request.ids):
+            return why
         return self._beams_refusal(request) if params.beams > 1 else None
 
     def _beams_refusal(self, request: wire.Generate) -> str | None:
@@ -200,6 +202,7 @@ class Generator:
             arrival=self._arrivals,
             random=np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))),
             salt=source_salt(request.source, salt) if request.source else salt,
+            span=self.runner.span_of(request.ids),
             source=list(request.source),
             slot=adapter.slot,
             guide=None if params.grammar is None or self._grammars is None else self._grammars.guide(params.grammar),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from trefoil_kernels.bias import Bias
@@ -11,7 +12,7 @@ from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import Pages, page_write, rotary_page_write
 from trefoil_kernels.paged_attention import PageTable, paged_attention
 from trefoil_kernels.rotary import Turn
-from trefoil_models.attend import LatentHeads
+from trefoil_models.attend import Contexts, LatentHeads
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,29 @@ class PagedAttend:
         scale: float,
         bias: Bias | None = None,
         turn: Turn | None = None,
+        contexts: Contexts | None = None,
     ) -> Tensor:
         pages = self.pages[site]
         if turn is None:
             page_write(pages, k_TGD, v_TGD, self.slots_T)
         else:
             q_THD = rotary_page_write(pages, q_THD, k_TGD, v_TGD, turn, self.slots_T)
-        return paged_attention(q_THD, pages, self.table, self.packing, mask=mask, scale=scale, bias=bias)
+        out_THD = paged_attention(q_THD, pages, self.table, self.packing, mask=mask, scale=scale, bias=bias)
+        if contexts is not None:
+            assert bias is None, "a context has no bias"
+            q_CHD, table = q_THD[contexts.rows_C], self._context_table(contexts)
+            out_THD[contexts.rows_C] = paged_attention(
+                q_CHD, pages, table, contexts.packing, mask=Mask.FULL, scale=scale
+            )
+        return out_THD
+
+    def _context_table(self, contexts: Contexts) -> PageTable:
+        """Where the keys of whole contexts lie, of which some rows may have been computed before."""
+        starts = (self.table.lens[n] - self.packing.lens[n] for n in contexts.members)
+        lens = tuple(start + rows for start, rows in zip(starts, contexts.packing.lens, strict=True))
+        device = self.table.pages_NP.device
+        pages_NP = self.table.pages_NP[torch.tensor(contexts.members, device=device)]
+        return PageTable(pages_NP, torch.tensor(lens, device=device), lens)
 
     def latent(
         self, site: int, q_THD: Tensor, latent_TR: Tensor, heads: LatentHeads, *, mask: Mask, scale: float

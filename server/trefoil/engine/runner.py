@@ -23,7 +23,7 @@ from trefoil.wire import TokenScore
 from trefoil_kernels.cpu.library import Native
 from trefoil_kernels.page_write import copy_pages, new_pages
 from trefoil_kernels.token_logprobs import row_chunks
-from trefoil_models.attend import packed_rows
+from trefoil_models.attend import ReadsBothWays, Span, packed_rows
 from trefoil_models.checkpoint import EncoderDecoder, Model
 
 
@@ -74,6 +74,7 @@ class Runner:
             page_size=memory.page_size,
             device=weight.device,
             spare_page=memory.num_pages,
+            reads_both_ways=isinstance(model, ReadsBothWays),
         )
         self._sampler = Sampler(never=never, device=weight.device)
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=weight.device)
@@ -110,6 +111,21 @@ class Runner:
                 if chunk.sequence.wants_prompt_scores
             ],
         )
+
+    def span_of(self, ids: Seq[int]) -> Span | None:
+        """Of a prompt whose context the model reads both ways."""
+        return self._model.span_of(ids) if isinstance(self._model, ReadsBothWays) else None
+
+    def refusal(self, ids: Seq[int]) -> str | None:
+        """Why the model cannot go on from these ids, if it cannot."""
+        if not isinstance(self._model, ReadsBothWays) or self._model.span_of(ids) is not None:
+            return None
+        return f"the prompt lacks what parts it from an answer, such as the tokens {self._model.shortest_prompt}"
+
+    @property
+    def shortest_prompt(self) -> list[int]:
+        """Ids that any such model takes."""
+        return self._model.shortest_prompt if isinstance(self._model, ReadsBothWays) else [0, 0]
 
     def can_start(self, plan: Plan) -> bool:
         """Can the step be left to the device: a graph, whose tokens need nothing of the host?"""

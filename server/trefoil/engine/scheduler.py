@@ -30,6 +30,12 @@ class Chunk:
     def num_rows(self) -> int:
         return self.end - self.start
 
+    @property
+    def num_context_rows(self) -> int:
+        """How many of its first rows see each other both ways."""
+        span = self.sequence.span
+        return 0 if span is None else max(span.context - self.start, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -236,7 +242,11 @@ class Scheduler:
         return end - sequence.computed
 
     def _turn(self, sequence: Sequence, budget: int, plan: Plan) -> int:
-        """How many rows the sequence may compute now."""
+        """How many rows the sequence may compute now; a context that is read both ways at once or not yet."""
+        turn, span = self._turn_within(sequence, budget, plan), sequence.span
+        return 0 if span is not None and sequence.computed + turn < span.context else turn
+
+    def _turn_within(self, sequence: Sequence, budget: int, plan: Plan) -> int:
         beams = sequence.beams
         if beams is None or len(beams.members) == 1:
             return min(budget, sequence.num_left)

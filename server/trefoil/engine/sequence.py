@@ -7,6 +7,7 @@ import numpy as np
 from trefoil.engine.grammar import Guide
 from trefoil.engine.search import Beams
 from trefoil.wire import SamplingParams
+from trefoil_models.attend import Span
 
 
 @dataclass(slots=True, eq=False)
@@ -16,7 +17,8 @@ class Sequence:
     `computed` counts the leading ids whose keys and values lie in `pages`. `siblings` wait for this sequence's prompt,
     which they will share. What an encoder made of `source` lies in `source_pages`. The `beams` of a search choose their
     tokens together; `copied` is a page (source, target) that the next step must copy before it writes. `slot` is its
-    adapter's, `guide` where it stands in its grammar.
+    adapter's, `guide` where it stands in its grammar. `span` is that of a prompt whose context is read both ways: its
+    rows are computed in one step, and its pages are nobody else's.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class Sequence:
     random: np.random.Generator
     salt: bytes = b""
     slot: int = -1
+    span: Span | None = None
     guide: Guide | None = None
     computed: int = 0
     cached_len: int = 0

@@ -100,7 +100,7 @@ class SequencePages:
 
         That is early enough, for a step writes every row's keys before any row reads them.
         """
-        if self._shares:
+        if self._shares and sequence.span is None:
             self._hash(sequence, end)
             for number in range(start // self._size, end // self._size):
                 self._pool.name(sequence.pages[number], sequence.hashes[number])
@@ -112,9 +112,10 @@ class SequencePages:
     def _shared_prefix(self, sequence: Sequence) -> list[int]:
         """Full pages with this sequence's leading ids, always leaving the last row to be computed.
 
-        Prompt scores need every row's hidden state, so such a sequence shares nothing until they are given.
+        Prompt scores need every row's hidden state, so such a sequence shares nothing until they are given. Where a
+        context is read both ways, rows with equal ids before them are not equal.
         """
-        if not self._shares or sequence.wants_prompt_scores:
+        if not self._shares or sequence.wants_prompt_scores or sequence.span is not None:
             return []
         self._hash(sequence, len(sequence.ids) - 1)
         return self._pool.find(sequence.hashes[: (len(sequence.ids) - 1) // self._size])

@@ -25,6 +25,7 @@ from trefoil_kernels.cpu.tape import NotRecordable
 from trefoil_kernels.linear import has_bf16_products
 from trefoil_kernels.low_bit import has_int4
 from trefoil_models import checkpoint
+from trefoil_models.attend import ReadsBothWays
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
 from trefoil_models.packing import lay_together, pack
@@ -121,6 +122,8 @@ def build_generator(
 ) -> Generator:
     """Put a loaded model on pages; with `capture`, its decode steps run as graphs, with `recorder` as tapes."""
     pool = PagePool(memory.num_pages, memory.page_size)
+    if isinstance(model, ReadsBothWays):  # the longest context is one step's, whoever else takes a row
+        max_num_batched_tokens = max(max_num_batched_tokens, memory.max_model_len + max_num_seqs)
     scheduler = Scheduler(pool, max_num_seqs, max_num_batched_tokens, prefix_caching)
     runner = Runner(
         model,
@@ -199,7 +202,7 @@ def warm_up(generator: Generator) -> None:
     """
     source = [0] if generator.max_source_len else []
     params = wire.SamplingParams(max_tokens=2, temperature=0.0)
-    generator.submit(wire.Generate("warm-up", [0, 0], params, source=source))
+    generator.submit(wire.Generate("warm-up", generator.runner.shortest_prompt, params, source=source))
     while generator.has_work:
         generator.step()
     generator.check_books()

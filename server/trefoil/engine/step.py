@@ -5,6 +5,7 @@ device's buffer are the same memory.
 """
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -17,7 +18,7 @@ from trefoil.engine.sequence import Sequence
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import Pages
 from trefoil_kernels.paged_attention import PageTable
-from trefoil_models.attend import Rows
+from trefoil_models.attend import Contexts, Rows, places
 
 
 class Buffer:
@@ -53,10 +54,12 @@ class StepInputs:
         device: torch.device,
         max_source_pages: int = 0,
         spare_page: int = 0,
+        reads_both_ways: bool = False,
     ) -> None:
         self._page_size, self._spare_page = page_size, spare_page
         self._is_sent = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._ids, self._positions, self._prompt_lens, self._slots = (Buffer((max_rows,), device) for _ in range(4))
+        self._places = Buffer((max_rows, 2), device) if reads_both_ways else None
         self._device = device
         self._table, self._lens = Buffer((max_sequences, max_pages), device), Buffer((max_sequences,), device)
         self._source_table, self._source_lens = (
@@ -73,14 +76,13 @@ class StepInputs:
             self._lens.sent(sequences),
             tuple(chunk.end for chunk in plan.chunks),
         )
-        attend = PagedAttend(
-            pages,
-            self._slots.sent(rows),
-            table,
-            Packing(tuple(chunk.num_rows for chunk in plan.chunks)),
-            self._sources(plan),
-        )
-        return Rows(self._ids.sent(rows), self._positions.sent(rows), self._prompt_lens.sent(rows)), attend
+        packing = Packing(tuple(chunk.num_rows for chunk in plan.chunks))
+        attend = PagedAttend(pages, self._slots.sent(rows), table, packing, self._sources(plan))
+        own = Rows(self._ids.sent(rows), self._positions.sent(rows), self._prompt_lens.sent(rows))
+        if self._places is None:
+            return own, attend
+        contexts = Contexts.of([chunk.num_context_rows for chunk in plan.chunks], packing, self._device)
+        return replace(own, places_T2=self._places.sent(rows), contexts=contexts), attend
 
     def _sources(self, plan: Plan) -> Sources | None:
         """Where each input lies, where there are any; neighbours with the same, as beams have, ask together."""
@@ -119,7 +121,9 @@ class StepInputs:
         widest = self._table.fill.shape[1]
         table = PageTable(self._table.part(rows), self._lens.part(rows), (widest * self._page_size,) * size)
         attend = PagedAttend(pages, self._slots.part(rows), table, Packing((1,) * size))
-        return Rows(self._ids.part(rows), self._positions.part(rows), self._prompt_lens.part(rows)), attend
+        places_T2 = None if self._places is None else self._places.part(rows)
+        own = Rows(self._ids.part(rows), self._positions.part(rows), self._prompt_lens.part(rows), places_T2=places_T2)
+        return own, attend
 
     def send_padded(self, plan: Plan, size: int, ids_N: Tensor | None = None) -> None:
         """Fill the buffers for a plan of one-row chunks and send them; rows beyond it lie in the last of all pages.
@@ -139,6 +143,9 @@ class StepInputs:
         self._table.fill[rest, 0] = self._spare_page
         for buffer in (self._ids, self._positions, self._prompt_lens, self._slots, self._lens, self._table):
             buffer.sent(slice(0, size))
+        if self._places is not None:
+            self._places.fill[rest] = 0
+            self._places.sent(slice(0, size))
         if ids_N is not None:
             self._ids.part(slice(0, len(ids_N))).copy_(ids_N)
         self._note_sent()
@@ -151,6 +158,8 @@ class StepInputs:
         for n, chunk in enumerate(plan.chunks):
             self._fill_rows(slice(row, row + chunk.num_rows), chunk.sequence.ids, chunk.start, chunk.end)
             self._prompt_lens.fill[row : row + chunk.num_rows] = chunk.sequence.prompt_len
+            if self._places is not None and chunk.sequence.span is not None:
+                self._places.fill[row : row + chunk.num_rows] = places(chunk.sequence.span, chunk.start, chunk.end)
             own = np.array(chunk.sequence.pages[: -(-chunk.end // self._page_size)], dtype=np.int64)
             self._table.fill[n, : len(own)] = own
             self._lens.fill[n] = chunk.end

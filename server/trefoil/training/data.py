@@ -65,6 +65,10 @@ def continuation_example(row: Continuation, reader: Reader) -> Example:
     """Plain text with the loss on how it goes on, and on the end of it."""
     if reader.start_id is not None:
         return reader.pair(row.prompt, row.completion)
+    if reader.tokenizer.ends_prompts:
+        asked = reader.tokenizer.encode_ids(row.prompt)
+        answer = [*reader.tokenizer.encode_ids(row.completion, add_special_tokens=False), reader.end_ids[0]]
+        return reader.within([*asked, *answer], [*[False] * len(asked), *[True] * len(answer)])
     text = row.prompt + row.completion
     encoding = reader.tokenizer.encode(text)
     is_label = [end > start >= len(row.prompt) for start, end in encoding.offsets]

@@ -2,8 +2,8 @@
 
 from types import ModuleType
 
-from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.families.chatglm import chatglm_2
+from trefoil_models.config_keys import Keys
+from trefoil_models.families.chatglm import chatglm_2, chatglm_6b
 
 __all__ = ["pick"]
 
@@ -11,5 +11,5 @@ __all__ = ["pick"]
 def pick(keys: Keys) -> ModuleType:
     """The architecture of a config.json."""
     if "position_encoding_2d" in keys or "inner_hidden_size" in keys:
-        raise CheckpointError("config.json: this is ChatGLM-6B's architecture, which is not supported")
+        return chatglm_6b
     return chatglm_2
