@@ -169,8 +169,8 @@ class Generator:
             return why
         if params.grammar is not None and (self._grammars is None or params.beams > 1):
             return "this engine follows no grammar, or none with beams"
-        if why := self.runner.refusal(request.ids):
-            return why
+        if lack := self.runner.refusal(request.ids):
+            return lack
         return self._beams_refusal(request) if params.beams > 1 else None
 
     def _beams_refusal(self, request: wire.Generate) -> str | None:
