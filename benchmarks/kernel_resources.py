@@ -16,6 +16,7 @@ from torch import Tensor
 from gpu_compiler import Built, compiling_for
 from trefoil_kernels import (
     gated_act,
+    grouped_linear,
     layer_norm,
     linear,
     packed_attention,
@@ -59,10 +60,21 @@ def row_kernels() -> Iterator[Variant]:
         yield Variant(
             f"one row {F_}x{M}", lambda w=weight_FM: linear.on_triton(torch.ones(1, w.shape[1], dtype=BF16), w)
         )
+    for rows, E, F_, M in ((8, 128, 1536, 2048), (16, 8, 28672, 4096), (600, 8, 4096, 14336)):
+        args = rows, torch.empty(E, F_, M, dtype=BF16)
+        yield Variant(f"grouped {rows}x4 of {E}x{F_}x{M}", lambda a=args: run_grouped(*a))
     for G, D in ((2, 64), (8, 128), (32, 128)):
         pages = page_write.new_pages(2, 16, G, D, dtype=BF16, device=torch.device("cpu"))
         x = torch.ones(3, G, D, dtype=BF16)
         yield Variant(f"page_write {G}x{D}", lambda p=pages, x=x: page_write.on_triton(p, x, x, torch.arange(3)))
+
+
+def run_grouped(rows: int, weights_EFM: Tensor) -> None:
+    """Four weights a row."""
+    num_weights, _, width = weights_EFM.shape
+    choice_P, x_RM = torch.arange(4 * rows) % num_weights, torch.ones(rows, width, dtype=weights_EFM.dtype)
+    ordered = grouped_linear.in_order(choice_P, num_weights, x_RM.dtype)
+    grouped_linear.grouped_linear(x_RM, weights_EFM, choice_P, ordered)
 
 
 def vocabulary_kernels() -> Iterator[Variant]:
@@ -142,7 +154,8 @@ def complaint(chip: int | str, variant: str, kernel: Built) -> str | None:
     """What is wrong with a compiled kernel."""
     if kernel.spills:
         return "spills"
-    is_matmul = variant.startswith(("packed", "paged", "token_logprobs")) and kernel.name != "_join"
+    is_matmul = variant.startswith(("packed", "paged", "token_logprobs", "grouped"))
+    is_matmul = is_matmul and kernel.name not in ("_join", "_one_pair")
     if isinstance(chip, int) and is_matmul and "float32" not in variant and not kernel.count(r"\bHG?MMA\b"):
         return "no matmul instruction"
     return None

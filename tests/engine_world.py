@@ -1,6 +1,6 @@
 """A generator over a tiny checkpoint, and a plain way to run requests through it to the end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ def generator(
     dtype: torch.dtype = torch.float32,
     recorder: Native | None = None,
     eos_ids: Sequence[int] | None = None,
+    lay_out: Callable[[Any], None] = pack,
 ) -> Generator:
     """An engine without a process; it follows grammars where it is told which ids end texts."""
     model = checkpoint.load(folder, dtype=dtype)
-    pack(model)
+    lay_out(model)
     longest = min(model.config.longest, pages * page_size)
     memory = MemoryPlan(pages, page_size, 1, longest, longest if model.kind == "encoder-decoder" else 0)
     return build_generator(

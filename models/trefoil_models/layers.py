@@ -3,7 +3,7 @@
 `Linear` holds its weight as files do ([out, in]); what wraps it (adapters, quantisation) replaces the module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +82,16 @@ class Wrapped(nn.Module):
     def low_ranks(self) -> LowRanks | None:
         """What `changed` adds, as matrices for the rows of this pass; None: nothing."""
         raise NotImplementedError
+
+
+@torch.no_grad()
+def lay_one_after_another(layers: Sequence[nn.Module], name: str) -> Tensor:
+    """Give the layers' weights (or biases) one place in memory, and that, [sum of F, ...]; for inference."""
+    parts = [getattr(layer, name) for layer in layers]
+    whole = torch.cat(parts)
+    for layer, part in zip(layers, torch.split(whole, [len(part) for part in parts]), strict=True):
+        setattr(layer, name, nn.Parameter(part, requires_grad=False))
+    return whole
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -1,18 +1,24 @@
 """A feed-forward of many experts, of which each row meets a few (Shazeer et al., arXiv 1701.06538), and maybe one that
 all rows share.
 
-Modules bear the names that files have: every expert is a feed-forward of its own.
+Modules bear the names that files have: every expert is a feed-forward of its own. On a GPU `lay_in_stacks` lets their
+weights follow each other, and one product does for all; elsewhere, and where gradients are asked for or adapters change
+an expert, each computes the rows that chose it.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
+from trefoil_kernels.gated_act import gated_act
+from trefoil_kernels.grouped_linear import grouped_linear, in_order
+from trefoil_kernels.launch import runs_triton
 from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.layers import GatedMLP, Linear
+from trefoil_models.layers import GatedMLP, Linear, lay_one_after_another
 from trefoil_models.routing import Route, Routing
 
 MOST_EXPERTS = 4096
@@ -79,6 +85,17 @@ class Mixture(nn.Module):
         if shape.has_shared_gate:
             self.shared_expert_gate = Linear(width, 1, bias=False)
         self._has_shared_gate = shape.has_shared_gate
+        self._activation = activation
+        self._stacks: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def lay_in_stacks(self) -> None:
+        """Let the experts' gates and ups, and their downs, lie in one stack each; for inference on a GPU."""
+        parts = self._parts
+        gates_and_ups, downs = [part for own in parts for part in own[:2]], [own[2] for own in parts]
+        stacks = [lay_one_after_another(layers, "weight") for layers in (gates_and_ups, downs)]
+        gate_up_EFM, down_EMF = (stack.view(len(parts), -1, stack.shape[1]) for stack in stacks)
+        self._stacks = gate_up_EFM, down_EMF
 
     def forward(self, x_TM: Tensor) -> Tensor:
         own_TM = self._routed(x_TM, self.route(self.gate(x_TM), self.gate.e_score_correction_bias))
@@ -90,14 +107,36 @@ class Mixture(nn.Module):
         return add(own_TM, shared_TM)
 
     def _routed(self, x_TM: Tensor, routing: Routing) -> Tensor:
-        """One product an expert, over the rows that chose it."""
-        num_rows, top_k = routing.experts_TK.shape
+        own_PM = self._by_stack(x_TM, routing) if self._is_stacked(x_TM) else self._by_expert(x_TM, routing)
+        own_TKM = own_PM.view(*routing.weights_TK.shape, -1)
+        return (routing.weights_TK[:, None].to(own_TKM.dtype) @ own_TKM)[:, 0]
+
+    def _is_stacked(self, x_TM: Tensor) -> bool:
+        """Can one product do for all? Then gradients and adapters are nobody's wish."""
+        if self._stacks is None or torch.is_grad_enabled() or not runs_triton(x_TM):
+            return False
+        return all(type(part) is Linear for own in self._parts for part in own)
+
+    @property
+    def _parts(self) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
+        """Every expert's projections as they are now."""
+        return [cast(GatedMLP, expert).parts for expert in self.experts]
+
+    def _by_stack(self, x_TM: Tensor, routing: Routing) -> Tensor:
+        """Each row by each of its experts, [P, M], without asking the host."""
+        assert self._stacks is not None
+        (gate_up_EFM, down_EMF), choice_P = self._stacks, routing.experts_TK.flatten()
+        ordered = in_order(choice_P, len(self.experts), x_TM.dtype)
+        gate_PF, up_PF = grouped_linear(x_TM, gate_up_EFM, choice_P, ordered).chunk(2, -1)
+        return grouped_linear(gated_act(gate_PF, up_PF, self._activation), down_EMF, choice_P, ordered)
+
+    def _by_expert(self, x_TM: Tensor, routing: Routing) -> Tensor:
+        """The same, one product an expert over the rows that chose it."""
+        top_k = routing.experts_TK.shape[1]
         experts_P = routing.experts_TK.flatten()
         order_P = experts_P.argsort(stable=True)
         rows_P = order_P // top_k
         counts = torch.bincount(experts_P, minlength=len(self.experts)).tolist()
         parts = zip(self.experts, torch.split(x_TM[rows_P], counts), torch.split(rows_P, counts), strict=True)
         sorted_PM = torch.cat([expert(part_RM, at_R) for expert, part_RM, at_R in parts if len(at_R)])
-        own_PM = torch.empty_like(sorted_PM).index_copy(0, order_P, sorted_PM)
-        own_TKM = own_PM.view(num_rows, top_k, -1)
-        return (routing.weights_TK[:, None].to(own_TKM.dtype) @ own_TKM)[:, 0]
+        return torch.empty_like(sorted_PM).index_copy(0, order_P, sorted_PM)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from trefoil_kernels import low_bit, packed_linear
+from trefoil_kernels.linear import following
 from trefoil_kernels.packed_linear import Weight
 from trefoil_models.heads import NextToken
-from trefoil_models.layers import Linear, MatrixLinear, PackedLinear, WideLinear
+from trefoil_models.layers import Linear, MatrixLinear, PackedLinear, WideLinear, lay_one_after_another
+from trefoil_models.mixture import Mixture
 
 PACKERS: dict[str | None, Callable[[Tensor, Tensor | None], Weight | None]] = {
     None: packed_linear.pack,
@@ -55,14 +57,13 @@ def lay_together(model: Any) -> None:
     """On a GPU: let weights that meet the same rows follow each other in memory, so that one product does for all."""
     settle_head(model)
     for module in model.modules():
+        if isinstance(module, Mixture):
+            module.lay_in_stacks()
         layers = [getattr(module, name) for name in getattr(module, "reads_together", ())]
         for name in ("weight", "bias") if layers and all(type(layer) is Linear for layer in layers) else ():
             parts = [part for layer in layers if (part := getattr(layer, name)) is not None]
-            if len(parts) == len(layers):
-                for layer, part in zip(
-                    layers, torch.split(torch.cat(parts), [len(part) for part in parts]), strict=True
-                ):
-                    setattr(layer, name, nn.Parameter(part, requires_grad=False))
+            if len(parts) == len(layers) and following(parts) is None:
+                lay_one_after_another(layers, name)
 
 
 def settle_head(model: Any) -> None:

@@ -4,7 +4,7 @@ Multi-head latent attention (section 2.1): all heads' keys and values are linear
 stands one key part that turns. What is kept of a token is that row.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
@@ -123,21 +123,16 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         shape = self.shape
+        turn = replace(turn, run=1) if shape.is_interleaved else turn
         q_TW, latent_TR = side_by_side(x_TM, getattr(self, self.first_proj), self.kv_a_proj_with_mqa)
         if shape.query_rank is not None:
             q_TW = self.q_b_proj(self.q_a_layernorm(q_TW))
         plain_THD, turning_THD = torch.split(self._by_head(q_TW), [shape.plain, shape.turning], -1)
         row_TR, turning_TR = torch.split(latent_TR, [shape.rank, shape.turning], -1)
-        q_THD = torch.cat([plain_THD, self._turned(turning_THD, turn)], -1)
-        latent_TR = torch.cat([self.kv_a_layernorm(row_TR), self._turned(turning_TR[:, None], turn)[:, 0]], -1)
+        q_THD = torch.cat([plain_THD, rotary(turning_THD, turn)], -1)
+        latent_TR = torch.cat([self.kv_a_layernorm(row_TR), rotary(turning_TR[:, None], turn)[:, 0]], -1)
         out_THV = attend.latent(self.site, q_THD, latent_TR, self, mask=Mask.CAUSAL, scale=shape.scale)
         return self.o_proj(out_THV.flatten(1))
-
-    def _turned(self, x_THD: Tensor, turn: Turn) -> Tensor:
-        """Queries and keys with neighbours paired come out with halves paired, which scores alike."""
-        if self.shape.is_interleaved:
-            x_THD = torch.unflatten(x_THD, -1, (-1, 2)).transpose(-1, -2).flatten(-2)
-        return rotary(x_THD, turn)
 
     def expanded(self, latent_TR: Tensor) -> tuple[Tensor, Tensor]:
         """Every head's keys and values; the part that turns is the same for all."""

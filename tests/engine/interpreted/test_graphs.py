@@ -11,6 +11,8 @@ import tiny
 from engine_world import answers, finish, generator, request, run
 from trefoil.engine.graphs import Run, graph_sizes
 from trefoil.wire import Abort, Generate
+from trefoil_models.mixture import Mixture
+from trefoil_models.packing import lay_together
 
 
 class Called:
@@ -46,6 +48,19 @@ def test_padded_decode_steps_give_the_tokens_of_transformers(llama: Path) -> Non
     got = run(generator(llama, seqs=4, capture=called), asked)
     assert [got[str(n), 0] for n in range(3)] == [greedy(llama, ids, 2 + n) for n, ids in enumerate(prompts)]
     assert called.calls == 3
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "mixtral"])
+def test_experts_are_met_in_one_product_that_asks_no_host(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, called = tiny.checkpoint(tmp_path, family), Called()
+    prompts = tiny.draw_ids(1, 12)  # 36 pairs or more in the step of both prompts, so in tiles
+    engine = generator(folder, seqs=4, capture=called, lay_out=lay_together)
+    monkeypatch.delattr(Mixture, "_by_expert")
+    got = run(engine, [request(str(n), ids, 2 + n) for n, ids in enumerate(prompts)])
+    assert [got[str(n), 0] for n in range(2)] == [greedy(folder, ids, 2 + n) for n, ids in enumerate(prompts)]
+    assert called.calls == 2
 
 
 def test_a_seed_draws_the_same_tokens_padded_or_not_alone_or_in_company(llama: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gpu_compiler import Built, compiling_for
-from trefoil_kernels import gated_act, layer_norm, linear, page_write, rms_norm
+from trefoil_kernels import gated_act, grouped_linear, layer_norm, linear, page_write, rms_norm
 
 
 def assert_lean(built: list[Built], num_kernels: int) -> None:
@@ -39,6 +39,15 @@ def test_page_write(chip: int | str, G: int, D: int) -> None:
     pages = page_write.new_pages(2, 16, G, D, dtype=torch.bfloat16, device=torch.device("cpu"))
     with compiling_for(chip) as built:
         page_write.on_triton(pages, ones(3, G, D), ones(3, G, D), torch.arange(3))
+    assert_lean(built, 1)
+
+
+@pytest.mark.parametrize(("chip", "rows"), [(80, 2), (90, 60), ("gfx942", 600)])
+def test_products_with_weights_of_the_rows_choice(chip: int | str, rows: int) -> None:
+    weights_EFM, choice_P = torch.empty(8, 1536, 2048, dtype=torch.bfloat16), torch.arange(4 * rows) % 8
+    with compiling_for(chip) as built:
+        ordered = grouped_linear.in_order(choice_P, 8, torch.bfloat16)
+        grouped_linear.grouped_linear(ones(rows, 2048).detach(), weights_EFM, choice_P, ordered)
     assert_lean(built, 1)
 
 
