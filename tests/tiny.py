@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, logg
 
 import tiny_remote
 
-TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt2", "gpt_neo", "llama", "mistral", "mixtral")
-TRANSFORMERS += ("openai-gpt", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+TRANSFORMERS = ("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt2", "gpt_neo", "internlm3", "llama", "mistral")
+TRANSFORMERS += ("mixtral", "openai-gpt", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """Families that transformers has a class for."""
 FAMILIES = (*TRANSFORMERS, *tiny_remote.FAMILIES)
 PEER = "peer"

@@ -234,7 +234,22 @@ def _gpt3_tensors(config: Config, tensors: Tensors) -> Tensors:
     return {**tensors, **{name.replace("weight", "bias"): x for name, x in fresh.items()}}
 
 
+def _internlm(config: Config) -> Config:
+    rope = config["rope_parameters"]
+    return {
+        **common(config),
+        "model_type": "internlm",
+        "architectures": ["InternLMForCausalLM"],
+        "max_position_embeddings": config["max_position_embeddings"],
+        "bias": config["attention_bias"],
+        "rotary": {"base": rope["rope_theta"], "type": "dynamic", "scaling_factor": rope.get("factor", 1.0)},
+    }
+
+
 FAMILIES = {
+    "internlm": Remote(
+        "llama", _internlm, lambda config, tensors: tensors, {"num_key_value_heads": 4, "attention_bias": True}
+    ),
     "deepseek": Remote(
         "qwen2_moe",
         _deepseek,

@@ -240,3 +240,10 @@ def test_whole_numbers_are_no_weights(dtype: torch.dtype, tmp_path: Path) -> Non
     (folder / "new").replace(folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight has dtype"):
         checkpoint.load(folder)
+
+
+def test_internlm_answers_nothing_longer_than_it_was_trained_for(tmp_path: Path) -> None:
+    """Beyond that its keys turn anew with each token, which pages do not."""
+    folder = tiny.checkpoint(tmp_path, "internlm")
+    tiny.edit_config(folder, lambda config: config["rotary"].update(scaling_factor=4.0))
+    assert checkpoint.inspect(folder).model.config.longest == 256

@@ -27,6 +27,8 @@ VARIANTS = {
     "baichuan": ("baichuan", {}),
     "gpt_neo": ("gpt_neo", {}),
     "openai-gpt": ("openai-gpt", {}),
+    "internlm": ("internlm", {}),
+    "internlm3": ("internlm3", {"attention_bias": True, "mlp_bias": True}),
     "qwen": ("qwen", {}),
     "internlm2": ("internlm2", {"attention_bias": True}),
 }

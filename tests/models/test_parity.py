@@ -133,6 +133,13 @@ CASES = {
     "glm yarn": Case("glm", rope(**YARN, partial_rotary_factor=0.5)),
     "glm4": Case("glm4"),
     "glm4 no bias": Case("glm4", {"attention_bias": False, "rms_norm_eps": 0.01}),
+    "internlm": Case("internlm"),
+    "internlm no bias": Case("internlm", {"attention_bias": False}),
+    "internlm dynamic": Case("internlm", {"max_position_embeddings": 32, **rope(**DYNAMIC)}),
+    "internlm theta": Case("internlm", rope(rope_type="default", rope_theta=500.0)),
+    "internlm3": Case("internlm3"),
+    "internlm3 bias": Case("internlm3", {"attention_bias": True, "mlp_bias": True}),
+    "internlm3 dynamic": Case("internlm3", {"max_position_embeddings": 32, **rope(**DYNAMIC)}),
     "internlm2": Case("internlm2"),
     "internlm2 mha": Case("internlm2", {"num_key_value_heads": 4}),
     "internlm2 mqa": Case("internlm2", {"num_key_value_heads": 1}),
@@ -152,6 +159,15 @@ MIXTRAL_DEFAULTS = (
 EDITS = {
     "head_dim null": Case("llama", edit=lambda c: c.update(head_dim=None)),
     "head_dim absent": Case("llama", edit=lambda c: c.pop("head_dim")),
+    "internlm3's own names": Case(
+        "internlm3",
+        {"attention_bias": True, "mlp_bias": True},
+        lambda c: c.update(qkv_bias=c.pop("attention_bias"), bias=c.pop("mlp_bias")),
+    ),
+    "internlm3's head_dim and eps absent": Case(
+        "internlm3", {"head_dim": 128}, lambda c: (c.pop("head_dim"), c.pop("rms_norm_eps"))
+    ),
+    "internlm3's head_dim null": Case("internlm3", edit=lambda c: c.update(head_dim=None)),
     "head_dim 128 by default": Case("qwen3", {"head_dim": 128}, lambda c: c.pop("head_dim")),
     "glm's head_dim and kv heads absent": Case(
         "glm",

@@ -34,6 +34,8 @@ VARIANTS = {
     "deepseek": {},
     "internlm2": {"attention_bias": True},
     "baichuan": {},
+    "internlm": {},
+    "internlm3": {"attention_bias": True, "mlp_bias": True},
     "gpt3": {},
     "gpt_neo": {},
     "openai-gpt": {},
