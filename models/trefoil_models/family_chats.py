@@ -143,4 +143,107 @@ def _chatglm3(start: str, messages: Messages, asks: bool) -> Iterator[Part]:
         yield token("<|assistant|>")
 
 
-FAMILY_CHATS: dict[str, Callable[[Folder], FamilyChat | None]] = {"chatglm": _chatglm}
+def _baichuan(folder: Folder) -> FamilyChat | None:
+    """The folder numbers the tokens of its speakers; one that does not is no chat model."""
+    ids = (folder.generation.get(f"{speaker}_token_id") for speaker in ("user", "assistant"))
+    names = [folder.backend.id_to_token(number) for number in ids if isinstance(number, int) and number >= 0]
+    user, assistant = names if len(names) == 2 else (None, None)
+    return FamilyChat(partial(_spoken, {"user": user, "assistant": assistant})) if user and assistant else None
+
+
+def _spoken(speakers: Mapping[str, str], messages: Messages, asks: bool) -> Iterator[Part]:
+    """What the system says first as bare text, then a token for who speaks and the words."""
+    for number, (role, text) in enumerate(turns(messages, "system", *speakers)):
+        if role == "system" and number:
+            raise ChatTemplateError("this family's chats have a system message at their beginning alone")
+        if role != "system":
+            yield token(speakers[role])
+        yield Part(text)
+    if asks:
+        yield token(speakers["assistant"])
+
+
+def _qwen(folder: Folder) -> FamilyChat | None:
+    """ChatML, save where the folder says that it was not taught to chat."""
+    if folder.generation.get("chat_format") == "raw":
+        return None
+    return FamilyChat(partial(_chatml, "You are a helpful assistant."), ends=("<|im_end|>", "<|im_start|>"))
+
+
+def _chatml(system: str, messages: Messages, asks: bool) -> Iterator[Part]:
+    """Who speaks, a line break and the words between two tokens, each encoded by itself; a system speaks first."""
+    said = list(turns(messages, "system", "user", "assistant"))
+    if not said or said[0][0] != "system":
+        said.insert(0, ("system", system))
+    for number, (role, text) in enumerate(said):
+        between = (Part("\n"),) if number else ()
+        yield from (*between, token("<|im_start|>"), Part(role), Part("\n"), Part(text), token("<|im_end|>"))
+    if asks:
+        yield from (Part("\n"), token("<|im_start|>"), Part("assistant"), Part("\n"))
+
+
+def _internlm(folder: Folder) -> FamilyChat | None:
+    """InternLM 1's marks of speakers are text; that of an answer's end is a piece of its vocabulary."""
+    return FamilyChat(_marked, ends=("<eoa>",))
+
+
+def _marked(messages: Messages, asks: bool) -> Iterator[Part]:
+    """One text behind the token that begins every text."""
+    marks = {"system": ("<|System|>:", "\n"), "user": ("<|User|>:", "\n"), "assistant": ("<|Bot|>:", "<eoa>\n")}
+    said = [f"{marks[role][0]}{text}{marks[role][1]}" for role, text in turns(messages, *marks)]
+    yield from (token("<s>"), Part("".join(said) + ("<|Bot|>:" if asks else "")))
+
+
+def _llama(folder: Folder) -> FamilyChat | None:
+    """LLaMA 2's and DeepSeek-LLM's chats, by what tells the models apart; others of this name store a template."""
+    positions, vocab_size = (folder.config.get(name) for name in ("max_position_embeddings", "vocab_size"))
+    if (positions, vocab_size) == (4096, 32000) and folder.knows("<s>", "</s>"):
+        return FamilyChat(_llama2)
+    return _deepseek(folder) if vocab_size == 102400 else None
+
+
+def _llama2(messages: Messages, asks: bool) -> Iterator[Part]:
+    """A question and its answer are a text with a beginning and an end; the first question holds the system's words."""
+    said, system = list(turns(messages, "system", "user", "assistant")), ""
+    if said and said[0][0] == "system":
+        system = f"<<SYS>>\n{said.pop(0)[1]}\n<</SYS>>\n\n"
+    for number, (role, text) in enumerate(said):
+        if role != ("user", "assistant")[number % 2]:
+            raise ChatTemplateError("this family's chats begin with the user, and user and assistant take turns")
+        if role == "user":
+            asked = f"[INST] {system if number == 0 else ''}{text.strip()} [/INST]"
+            yield token("<s>")
+            if number + 1 == len(said):
+                yield Part(asked)
+        else:
+            yield from (Part(f"{asked} {text.strip()} "), token("</s>"))
+
+
+def _deepseek(folder: Folder) -> FamilyChat | None:
+    """DeepSeek-LLM's and DeepSeek-MoE's, whose byte-level vocabulary names its bounds like this."""
+    bounds = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+    return FamilyChat(partial(_named, *bounds)) if folder.knows(*bounds) else None
+
+
+def _named(bos: str, eos: str, messages: Messages, asks: bool) -> Iterator[Part]:
+    """Who speaks before the words, of the system the words alone."""
+    yield token(bos)
+    run = ""
+    for role, text in turns(messages, "system", "user", "assistant"):
+        if role == "assistant":
+            yield from (Part(f"{run}Assistant: {text}"), token(eos))
+            run = ""
+        else:
+            run += f"User: {text}\n\n" if role == "user" else f"{text}\n\n"
+    if run or asks:
+        yield Part(run + "Assistant:" if asks else run)
+
+
+FAMILY_CHATS: dict[str, Callable[[Folder], FamilyChat | None]] = {
+    "baichuan": _baichuan,
+    "chatglm": _chatglm,
+    "deepseek": _deepseek,
+    "internlm": _internlm,
+    "llama": _llama,
+    "qwen": _qwen,
+}
