@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -35,6 +36,11 @@ HERE = Path(__file__).parent
 START_LIMIT_S = 180.0
 ONE_BY_ONE = ("trefoil", "llama.cpp", "vllm", "transformers generate")
 TOGETHER = ("trefoil", "llama.cpp", "vllm", "transformers continuous")
+
+
+# CTranslate2 has no bfloat16 on such a CPU
+EIGHT_BITS = ("trefoil int8", "llama.cpp q8_0", "ctranslate2 int8")
+FLOAT32 = ("trefoil float32", "ctranslate2 float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,9 @@ ONE = Workload(num_prompts=1, max_concurrency=1, ignore_eos=True, input_len=Span
 MIXED = Workload(num_prompts=16, max_concurrency=16, ignore_eos=True)
 ROWS = {
     "decode": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, ONE_BY_ONE),
-    "decode-8": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, ("trefoil int8", "llama.cpp q8_0")),
+    "decode-8": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, EIGHT_BITS),
     "decode-4": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, ("trefoil int4", "llama.cpp q4_0")),
+    "decode-32": Row("qwen2.5-0.5b", ONE, "tokens/s", decode_rate, FLOAT32),
     "first-token": Row(
         "qwen2.5-0.5b",
         replace(ONE, output_len=Span(2, 2)),
@@ -78,6 +85,8 @@ ROWS = {
         is_better_high=False,
     ),
     "concurrent-110m": Row("llama-110m", MIXED, "tokens/s", output_rate),
+    "concurrent-110m-8": Row("llama-110m", MIXED, "tokens/s", output_rate, EIGHT_BITS),
+    "concurrent-110m-32": Row("llama-110m", MIXED, "tokens/s", output_rate, FLOAT32),
     "concurrent-0.5b": Row("qwen2.5-0.5b", MIXED, "tokens/s", output_rate),
     "prefill": Row(
         "qwen2.5-0.5b",
@@ -96,8 +105,8 @@ ROWS = {
 
 
 @contextmanager
-def trefoil(folder: Path, quantization: str | None) -> Iterator[str]:
-    flags = [] if quantization is None else ["--quantization", quantization]
+def trefoil(folder: Path, precision: str | None) -> Iterator[str]:
+    flags = [] if precision is None else ["--dtype" if precision == "float32" else "--quantization", precision]
     with serve([f"m={folder}", "--kv-cache-memory", KV_CACHE_MEMORY, *flags]) as served:
         served.wait_for("event=model_ready")
         yield served.url
@@ -127,16 +136,22 @@ def vllm(folder: Path, _: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def transformers(folder: Path, way: str | None) -> Iterator[str]:
-    """`generate`, or its continuous batching, behind a server of a page."""
-    program = peers.python_of("transformers")
+def library(name: str, folder: Path, kind: str | None) -> Iterator[str]:
+    """A library behind a server of a page, in an environment of its own."""
     port = free_port()
-    # -P: `kernels`, for which transformers looks, is not the file of that name here
-    with server([program, "-P", HERE / "transformers_peer.py", folder, port, way], port, {}) as url:
+    with server(
+        [peers.python_of(name), HERE / "serving_engines" / f"with_{name}.py", folder, port, kind], port, {}
+    ) as url:
         yield url
 
 
-PEERS = {"trefoil": trefoil, "llama.cpp": llama_cpp, "vllm": vllm, "transformers": transformers}
+PEERS = {
+    "trefoil": trefoil,
+    "llama.cpp": llama_cpp,
+    "vllm": vllm,
+    "transformers": partial(library, "transformers"),
+    "ctranslate2": partial(library, "ctranslate2"),
+}
 
 
 @contextmanager

@@ -38,6 +38,12 @@ class RelativeBias:
             return self._numbers()
         return self._once("by distance", self._numbers)
 
+    def within(self, longest: int) -> Tensor:
+        """Float32 [H, 2 * longest - 1] for key - query in sequences up to this length, from 1 - longest on."""
+        if torch.is_grad_enabled() and self.table_BH.requires_grad:
+            return _within(self, longest)
+        return self._once(("within", longest), lambda: _within(self, longest))
+
     def band(self, rows: int, keys: int, dtype: torch.dtype) -> "Band":
         """The same numbers as whole tiles of scores, to be cut out by distance; not differentiable."""
         step, reach = min(rows, keys), self.max_distance
@@ -98,5 +104,14 @@ class Alibi:
         """Float32 [H, Q, K] for these positions."""
         return self.slopes_H.float()[:, None, None] * (keys_K[None, :] - queries_Q[:, None]).float()
 
+    def within(self, longest: int) -> Tensor:
+        """Float32 [H, 2 * longest - 1] for key - query in sequences up to this length, from 1 - longest on."""
+        return _within(self, longest)
+
 
 Bias = RelativeBias | Alibi
+
+
+def _within(bias: Bias, longest: int) -> Tensor:
+    ahead_E = torch.arange(1 - longest, longest)
+    return bias.values(torch.zeros(1, dtype=torch.int64), ahead_E)[:, 0].contiguous()

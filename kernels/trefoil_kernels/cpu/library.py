@@ -404,8 +404,7 @@ def attention_for(q_THD: Tensor, k: Tensor, v: Tensor) -> Native | None:
 
 def biases(bias: Bias, longest: int) -> Biases:
     """A bias by distance, for sequences up to this length."""
-    at = torch.arange(1 - longest, longest)
-    return Biases(bias.values(torch.zeros(1, dtype=torch.int64), at)[:, 0].contiguous(), longest - 1)
+    return Biases(bias.within(longest), longest - 1)
 
 
 @cache

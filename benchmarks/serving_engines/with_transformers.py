@@ -1,31 +1,17 @@
-"""transformers behind the least server that `load.py` can ask; runs in its own environment and knows nothing of ours.
+"""transformers: `generate`, which answers one request after the other, or `continuous`, its continuous batching."""
 
-    python transformers_peer.py FOLDER PORT generate|continuous
-
-`generate` answers one request after the other by `model.generate`; `continuous` all at once by its continuous batching.
-A token's text is a mark: only how many there are and when they come is measured.
-"""
-
-import json
 import queue
-import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+import worker
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 NUM_PAGES, STEP_TOKENS = 96, 512
-
-
-class Engine(Protocol):
-    """Counts of new tokens, as they come."""
-
-    def answer(self, ids: list[int], max_tokens: int) -> Iterator[int]: ...
 
 
 class Generate:
@@ -93,50 +79,11 @@ class Continuous:
                 self._told[output.request_id].put(output)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """GET /health and POST /v1/completions, streamed."""
-
-    engine: Engine
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.send_response(200)
-        self.end_headers()
-        total = 0
-        for count in self.engine.answer(asked["prompt"], asked["max_tokens"]):
-            total += count
-            for _ in range(count):
-                self._tell({"choices": [{"text": "x", "finish_reason": None}]})
-        usage = {"completion_tokens": total, "prompt_tokens": len(asked["prompt"])}
-        self._tell({"choices": [{"text": "", "finish_reason": "length"}], "usage": usage})
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-    def _tell(self, event: dict[str, Any]) -> None:
-        self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        self.wfile.flush()
-
-
-class Server(ThreadingHTTPServer):
-    """All of a row's requests may come at once."""
-
-    request_queue_size = 64
-
-
-def main() -> None:
-    """Serve until it is ended."""
-    folder, port, way = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(2)
+def load(folder: Path, kind: str) -> worker.Engine:
+    torch.set_num_threads(worker.THREADS)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    Handler.engine = Generate(model) if way == "generate" else Continuous(model)
-    Server(("127.0.0.1", port), Handler).serve_forever()
+    return Generate(model) if kind == "generate" else Continuous(model)
 
 
 if __name__ == "__main__":
-    main()
+    worker.serve(load)
