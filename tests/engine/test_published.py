@@ -32,3 +32,13 @@ def test_greedy_tokens_are_those_of_the_original(name: str, rows: int, tmp_path:
     engine = generator(published.write(tmp_path), rows=rows, recorder=native())
     asked = [request("one", published.ids, len(published.greedy)), request("other", published.ids[5:12], 9)]
     assert run(engine, asked)["one", 0] == published.greedy
+
+
+@names_
+def test_a_prompt_s_beginning_is_shared_only_where_its_keys_are_the_same(name: str, tmp_path: Path) -> None:
+    """The length of some families' prompts decides how their first tokens turn."""
+    published = published_models.read(name)
+    engine = generator(published.write(tmp_path))
+    run(engine, [request("its beginning", published.ids[:20], 6)])
+    asked = request("the whole", published.ids, len(published.greedy))
+    assert run(engine, [asked])["the whole", 0] == published.greedy
