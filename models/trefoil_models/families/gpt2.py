@@ -3,18 +3,17 @@
 Files store the linear weights as (in, out); `transposed` names them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
-from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
-from trefoil_models.heads import Head, Heads, NextToken
+from trefoil_models.decoder import Decoder
+from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
 
 
@@ -35,6 +34,14 @@ class Config:
     scales_by_layer: bool
     windows: tuple[int | None, ...] = ()
     length_pivot: None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
 
 
 def read_config(keys: Keys) -> Config:
@@ -94,42 +101,22 @@ class Layer(nn.Module):
         return x_TM + self.mlp(self.ln_2(x_TM))
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """Ids to hidden rows, after the final norm."""
 
     layer: ClassVar[type[Layer]] = Layer
-    kind: ClassVar[str] = "decoder"
-    outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
-    vocab_matrix: ClassVar[str] = "lm_head.weight"
-    aliases: ClassVar[Mapping[str, str]] = {}
-    signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "transformer."
     transposed: ClassVar[frozenset[str]] = frozenset(
         {"attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"}
     )
 
     def __init__(self, config: Config, heads: Heads) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.wte = Embedding(config.vocab_size, config.width)
         self.wpe = Embedding(config.longest, config.width)
         self.h = nn.ModuleList(self.layer(config, site) for site in range(config.num_layers))
         self.ln_f = LayerNorm(config.width, config.eps)
-        self.is_classifier = "class" in heads
-        if self.is_classifier:
-            self.score = Linear(config.width, heads.num_labels, bias=False)
-        self.lm_head = NextToken(
-            self.wte.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
-        )
-
-    @property
-    def heads(self) -> dict[str, Head]:
-        """What reads rows of one pass: the class head of a folder that has one."""
-        return {"class": lambda last_NM: self.score(last_NM)} if self.is_classifier else {}
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.heads, self.config.width // self.config.heads),) * self.config.num_layers
+        self.add_heads(self.wte, heads)
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
         x_TM = self.wte(rows.ids_T) + self.wpe(rows.positions_T)

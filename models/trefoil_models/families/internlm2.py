@@ -7,17 +7,17 @@ The reward models call their one output `v_head`.
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import gated_act
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
-from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import Keys
+from trefoil_models.decoder import Decoder
 from trefoil_models.families.llama import Config, read_dense
-from trefoil_models.heads import Head, Heads, NextToken
+from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, Linear, RMSNorm, side_by_side
 from trefoil_models.rotary_scaling import Rotary
 
@@ -81,39 +81,19 @@ class Layer(nn.Module):
         return add(x_TM, self.feed_forward(normed_TM))
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """Ids to hidden rows, after the final norm."""
 
-    kind: ClassVar[str] = "decoder"
-    outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
     vocab_matrix: ClassVar[str] = "output.weight"
     aliases: ClassVar[Mapping[str, str]] = {"v_head.weight": "score.weight"}
-    signs: ClassVar[Mapping[str, str]] = {}
-    base_prefix: ClassVar[str] = "model."
-    transposed: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: Config, heads: Heads) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.tok_embeddings = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.eps)
         self.rotary = Rotary(config.scaling)
-        self.is_classifier = "class" in heads
-        if self.is_classifier:
-            self.score = Linear(config.width, heads.num_labels, bias=False)
-        self.lm_head = NextToken(
-            self.tok_embeddings.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
-        )
-
-    @property
-    def heads(self) -> dict[str, Head]:
-        """What reads rows of one pass: the class head of a folder that has one."""
-        return {"class": lambda last_NM: self.score(last_NM)} if self.is_classifier else {}
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.kv_heads, self.config.head_dim),) * self.config.num_layers
+        self.add_heads(self.tok_embeddings, heads)
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
         x_TM = self.tok_embeddings(rows.ids_T)

@@ -4,20 +4,19 @@ Pre-norm RMSNorm, rotary positions in the half layout, grouped query heads, gate
 those of the files, so no weight needs renaming.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
-from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
-from trefoil_models.heads import Head, Heads, NextToken
+from trefoil_models.decoder import Decoder
+from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, FusedGatedMLP, GatedMLP, Linear, RMSNorm, side_by_side
 from trefoil_models.mixture import Mixture, MixtureShape
 from trefoil_models.rotary_scaling import Rotary, Scaling, read_scaling
@@ -186,42 +185,20 @@ def feed_forward(config: Config, site: int) -> nn.Module:
     return gated(config.width, config.inner, activation=config.activation, bias=config.mlp_bias)
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """Ids to hidden rows, after the final norm."""
 
     layer: ClassVar[type[Layer]] = Layer
-    kind: ClassVar[str] = "decoder"
-    outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
-    vocab_matrix: ClassVar[str] = "lm_head.weight"
-    aliases: ClassVar[Mapping[str, str]] = {}
-    signs: ClassVar[Mapping[str, str]] = {}
-    base_prefix: ClassVar[str] = "model."
-    transposed: ClassVar[frozenset[str]] = frozenset()
     run: ClassVar[int | None] = None
     """Of the pairs that turn together; None: half a head."""
 
     def __init__(self, config: Config, heads: Heads) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(self.layer(config, site) for site in range(config.num_layers))
         self.norm = RMSNorm(config.width, config.eps)
         self.rotary = Rotary(config.scaling, run=self.run)
-        self.is_classifier = "class" in heads
-        if self.is_classifier:
-            self.score = Linear(config.width, heads.num_labels, bias=False)
-        self.lm_head = NextToken(
-            self.embed_tokens.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
-        )
-
-    @property
-    def heads(self) -> dict[str, Head]:
-        """What reads rows of one pass: the class head of a folder that has one."""
-        return {"class": lambda last_NM: self.score(last_NM)} if self.is_classifier else {}
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.kv_heads, self.config.head_dim),) * self.config.num_layers
+        self.add_heads(self.embed_tokens, heads)
 
     def turn(self, rows: Rows) -> Turn | None:
         """How far each row's queries and keys are turned; None: not at all."""

@@ -1,17 +1,16 @@
 """GPT-1 (`openai-gpt`; Radford et al. 2018): gpt2's attention with a norm behind each sum and none at the end."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.decoder import Decoder
 from trefoil_models.families import gpt2
 from trefoil_models.families.gpt2 import Attention, Config
-from trefoil_models.heads import Head, Heads, NextToken
-from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
+from trefoil_models.heads import Heads
+from trefoil_models.layers import Embedding, LayerNorm, PlainMLP
 
 __all__ = ["Config", "Model", "read_config"]
 
@@ -54,38 +53,18 @@ class Layer(nn.Module):
         return self.ln_2.of_sum(self.mlp(x_TM), x_TM)
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """Ids to hidden rows, as the last layer leaves them."""
 
-    kind: ClassVar[str] = "decoder"
-    outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
-    vocab_matrix: ClassVar[str] = "lm_head.weight"
-    aliases: ClassVar[Mapping[str, str]] = {}
-    signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "transformer."
     transposed: ClassVar[frozenset[str]] = gpt2.Model.transposed
 
     def __init__(self, config: Config, heads: Heads) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.tokens_embed = Embedding(config.vocab_size, config.width)
         self.positions_embed = Embedding(config.longest, config.width)
         self.h = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
-        self.is_classifier = "class" in heads
-        if self.is_classifier:
-            self.score = Linear(config.width, heads.num_labels, bias=False)
-        self.lm_head = NextToken(
-            self.tokens_embed.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
-        )
-
-    @property
-    def heads(self) -> dict[str, Head]:
-        """What reads rows of one pass: the class head of a folder that has one."""
-        return {"class": lambda last_NM: self.score(last_NM)} if self.is_classifier else {}
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.heads, self.config.width // self.config.heads),) * self.config.num_layers
+        self.add_heads(self.tokens_embed, heads)
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
         x_TM = self.tokens_embed(rows.ids_T) + self.positions_embed(rows.positions_T)

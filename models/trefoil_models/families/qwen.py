@@ -6,20 +6,19 @@ a row is read alike in either case.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import gated_act
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
-from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
-from trefoil_models.heads import Head, Heads, NextToken
+from trefoil_models.decoder import Decoder
+from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, Linear, RMSNorm, side_by_side
 from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling
 
@@ -40,6 +39,10 @@ class Config:
     scaling: Scaling
     sharpens_beyond: int | None
     is_tied: bool
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
 
     @property
     def length_pivot(self) -> int | None:
@@ -151,39 +154,18 @@ class Layer(nn.Module):
         return add(x_TM, self.mlp(normed_TM))
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """Ids to hidden rows, after the final norm."""
 
-    kind: ClassVar[str] = "decoder"
-    outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "score"})
-    vocab_matrix: ClassVar[str] = "lm_head.weight"
-    aliases: ClassVar[Mapping[str, str]] = {}
-    signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "transformer."
-    transposed: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: Config, heads: Heads) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.wte = Embedding(config.vocab_size, config.width)
         self.h = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
         self.ln_f = RMSNorm(config.width, config.eps)
         self.rotary = Rotary(config.scaling)
-        self.is_classifier = "class" in heads
-        if self.is_classifier:
-            self.score = Linear(config.width, heads.num_labels, bias=False)
-        self.lm_head = NextToken(
-            self.wte.weight if heads.is_tied else nn.Parameter(torch.empty(config.vocab_size, config.width))
-        )
-
-    @property
-    def heads(self) -> dict[str, Head]:
-        """What reads rows of one pass: the class head of a folder that has one."""
-        return {"class": lambda last_NM: self.score(last_NM)} if self.is_classifier else {}
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.heads, self.config.head_dim),) * self.config.num_layers
+        self.add_heads(self.wte, heads)
 
     def growth(self, rows: Rows) -> Tensor | None:
         """log(p) / log(n) for the query of place p, counted from 1, behind the first n; 1 among these."""

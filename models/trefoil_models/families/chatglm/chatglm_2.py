@@ -3,20 +3,19 @@
 Pre-norm, neighbours turn in half of each head, one projection for queries, keys and values, one for gate and up.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import gated_act
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
-from trefoil_models.attend import Attend, Rows, Site
+from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
-from trefoil_models.heads import Head, Heads, NextToken
+from trefoil_models.decoder import Decoder
+from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling
 
@@ -165,37 +164,21 @@ class Encoder(nn.Module):
         return self.final_layernorm(x_TM)
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """Ids to hidden rows, after the final norm."""
 
-    kind: ClassVar[str] = "decoder"
     outside: ClassVar[frozenset[str]] = frozenset({"lm_head", "classifier_head"})
+    class_head: ClassVar[str] = "classifier_head"
+    class_head_has_bias: ClassVar[bool] = True
     vocab_matrix: ClassVar[str] = "transformer.output_layer.weight"
-    aliases: ClassVar[Mapping[str, str]] = {}
-    signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "transformer."
-    transposed: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: Config, heads: Heads) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embedding = Embeddings(config)
         self.encoder = Encoder(config)
         self.rotary = Rotary(config.scaling, run=1)
-        self.is_classifier = "class" in heads
-        if self.is_classifier:
-            self.classifier_head = Linear(config.width, heads.num_labels)
-        words = self.embedding.word_embeddings.weight
-        self.lm_head = NextToken(words if heads.is_tied else nn.Parameter(torch.empty_like(words)))
-
-    @property
-    def heads(self) -> dict[str, Head]:
-        """What reads rows of one pass: the class head of a folder that has one."""
-        return {"class": lambda last_NM: self.classifier_head(last_NM)} if self.is_classifier else {}
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.kv_heads, self.config.head_dim),) * self.config.num_layers
+        self.add_heads(self.embedding.word_embeddings, heads)
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
         x_TM: Tensor = self.encoder(self.embedding.word_embeddings(rows.ids_T), self.rotary(rows), attend)

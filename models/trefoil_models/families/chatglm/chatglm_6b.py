@@ -5,7 +5,7 @@ place in the context, at which the whole answer stays where the mask token stood
 Residuals are those of normalised rows, weighted as in DeepNorm (arXiv 2203.00555).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,9 +17,10 @@ from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.rotary import Turn
-from trefoil_models.attend import Attend, Contexts, Rows, Site, Span, places
+from trefoil_models.attend import Attend, Contexts, Rows, Span, places
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
-from trefoil_models.heads import Head, Heads, NextToken
+from trefoil_models.decoder import Decoder
+from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, activated
 
 ALPHA = (2 * 28) ** 0.5
@@ -41,6 +42,10 @@ class Config:
     mask_ids: tuple[int, ...]
     is_tied: bool
     length_pivot: None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
 
     @property
     def head_dim(self) -> int:
@@ -137,31 +142,18 @@ class Layer(nn.Module):
         return x_TM * ALPHA + self.mlp(x_TM)
 
 
-class Model(nn.Module):
+class Model(Decoder):
     """Ids to hidden rows, after the final norm."""
 
-    kind: ClassVar[str] = "decoder"
-    outside: ClassVar[frozenset[str]] = frozenset({"lm_head"})
-    vocab_matrix: ClassVar[str] = "lm_head.weight"
-    aliases: ClassVar[Mapping[str, str]] = {}
-    signs: ClassVar[Mapping[str, str]] = {}
     base_prefix: ClassVar[str] = "transformer."
-    transposed: ClassVar[frozenset[str]] = frozenset()
-    heads: ClassVar[dict[str, Head]] = {}
 
     def __init__(self, config: Config, heads: Heads) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.word_embeddings = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config, site) for site in range(config.num_layers))
         self.final_layernorm = LayerNorm(config.width, config.eps)
         self.turns = HalfPrecisionTurns(config)
-        words = self.word_embeddings.weight
-        self.lm_head = NextToken(words if heads.is_tied else nn.Parameter(torch.empty_like(words)))
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.heads, self.config.head_dim),) * self.config.num_layers
+        self.add_heads(self.word_embeddings, heads)
 
     @property
     def shortest_prompt(self) -> list[int]:
