@@ -194,6 +194,21 @@ def _marked(messages: Messages, asks: bool) -> Iterator[Part]:
     yield from (token("<s>"), Part("".join(said) + ("<|Bot|>:" if asks else "")))
 
 
+def _internlm2(folder: Folder) -> FamilyChat | None:
+    """ChatML behind the token that begins every text, where the vocabulary has its tokens."""
+    marks = "<|im_start|>", "<|im_end|>"
+    return FamilyChat(partial(_blocks, *marks), ends=marks[1:]) if folder.knows("<s>", *marks) else None
+
+
+def _blocks(start: str, end: str, messages: Messages, asks: bool) -> Iterator[Part]:
+    """A line for who speaks and the words, as one text between two tokens."""
+    yield token("<s>")
+    for role, text in turns(messages, "system", "user", "assistant"):
+        yield from (token(start), Part(f"{role}\n{text}"), token(end), Part("\n"))
+    if asks:
+        yield from (token(start), Part("assistant\n"))
+
+
 def _llama(folder: Folder) -> FamilyChat | None:
     """LLaMA 2's and DeepSeek-LLM's chats, by what tells the models apart; others of this name store a template."""
     positions, vocab_size = (folder.config.get(name) for name in ("max_position_embeddings", "vocab_size"))
@@ -244,6 +259,7 @@ FAMILY_CHATS: dict[str, Callable[[Folder], FamilyChat | None]] = {
     "chatglm": _chatglm,
     "deepseek": _deepseek,
     "internlm": _internlm,
+    "internlm2": _internlm2,
     "llama": _llama,
     "qwen": _qwen,
 }

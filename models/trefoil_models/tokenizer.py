@@ -73,6 +73,7 @@ class Tokenizer:
         self.chat_template = template
         self.has_chat_template = template is not None
         self._family_chat = None if self.has_chat_template else chat
+        self._turn_ends = chat.ends if chat else ()
         leading_bos = roles.bos if roles.bos is not None and self.bos_id in self.encode_ids("")[:1] else ""
         self._template = ChatTemplate(template or FALLBACK, {**roles.named(), "leading_bos": leading_bos})
 
@@ -178,9 +179,8 @@ class Tokenizer:
 
     @property
     def turn_end_ids(self) -> tuple[int, ...]:
-        """What ends a turn of a chat besides the folder's eos."""
-        ends = self._family_chat.ends if self._family_chat else ()
-        return tuple(token_id for end in ends if (token_id := self.token_id(end)) is not None)
+        """What ends a turn of a chat besides the folder's eos, also where the folder stores a template."""
+        return tuple(token_id for end in self._turn_ends if (token_id := self.token_id(end)) is not None)
 
     def write_chat(
         self,

@@ -80,6 +80,18 @@ def test_internlm_marks_speakers_by_text(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).turn_end_ids == (original.piece_to_id("<eoa>"),)
 
 
+def test_internlm_2_writes_blocks_and_ends_turns_also_under_a_stored_template(tmp_path: Path) -> None:
+    original = pieces(tmp_path, control_symbols=["<|im_start|>", "<|im_end|>"])
+    about(tmp_path, model_type="internlm2")
+    start, end = original.piece_to_id("<|im_start|>"), original.piece_to_id("<|im_end|>")
+    said = [("system", "be kind"), ("user", QUESTION), ("assistant", ANSWER), ("user", NEXT)]
+    blocks = [[start, *original.encode(f"{role}\n{text}"), end, *original.encode("\n")] for role, text in said]
+    wanted = [1, *(token_id for block in blocks for token_id in block), start, *original.encode("assistant\n")]
+    assert ids_of(tmp_path, [SYSTEM, *TALK]) == wanted
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}<|im_start|>assistant\n")
+    assert Tokenizer.load(tmp_path).turn_end_ids == (end,)
+
+
 def test_llama_2_begins_and_ends_each_round(tmp_path: Path) -> None:
     original = pieces(tmp_path)
     about(tmp_path, model_type="llama", vocab_size=32000, max_position_embeddings=4096)
