@@ -131,12 +131,16 @@ class Mixture(nn.Module):
         return grouped_linear(gated_act(gate_PF, up_PF, self._activation), down_EMF, choice_P, ordered)
 
     def _by_expert(self, x_TM: Tensor, routing: Routing) -> Tensor:
-        """The same, one product an expert over the rows that chose it."""
+        """The same, one product an expert over the rows that chose it.
+
+        In training an expert that no row chose computes none: its gradient is zero, and its optimizer's state moves on.
+        """
         top_k = routing.experts_TK.shape[1]
         experts_P = routing.experts_TK.flatten()
         order_P = experts_P.argsort(stable=True)
         rows_P = order_P // top_k
         counts = torch.bincount(experts_P, minlength=len(self.experts)).tolist()
         parts = zip(self.experts, torch.split(x_TM[rows_P], counts), torch.split(rows_P, counts), strict=True)
-        sorted_PM = torch.cat([expert(part_RM, at_R) for expert, part_RM, at_R in parts if len(at_R)])
+        learns = torch.is_grad_enabled()
+        sorted_PM = torch.cat([expert(part_RM, at_R) for expert, part_RM, at_R in parts if learns or len(at_R)])
         return torch.empty_like(sorted_PM).index_copy(0, order_P, sorted_PM)

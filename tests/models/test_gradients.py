@@ -76,3 +76,9 @@ def test_gradients_reach_every_parameter(name: str, tmp_path: Path) -> None:
     family, config = VARIANTS[name]
     gradients = our_gradients(tiny.checkpoint(tmp_path, family, **config), tiny.draw_ids(67, 5, 9))
     assert [key for key, gradient in gradients.items() if not (gradient.isfinite().all() and gradient.any())] == []
+
+
+def test_an_expert_that_no_row_chose_has_a_gradient_of_zeros(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path, "mixtral", num_local_experts=9, num_experts_per_tok=1)
+    gradients = our_gradients(folder, tiny.draw_ids(4))
+    assert any(".experts." in name and not gradient.any() for name, gradient in gradients.items())

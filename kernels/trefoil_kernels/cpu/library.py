@@ -59,8 +59,8 @@ LORA_PANEL = 32
 """How many outputs of an adapter lie side by side."""
 LINE_BYTES, PLACES_BYTES = 64, 4096
 """What a cache takes at once; rows that far apart share its places."""
-WIDEST_HEAD = 256
-"""What the attention keeps on its stack is sized for this."""
+WIDEST_HEAD = 576
+"""What the attention keeps on its stack is sized for this: the latent rows of DeepSeek-V2 and V3."""
 CHECK_BOUND = 1e-4
 NO_SUCH_ROW = 2
 

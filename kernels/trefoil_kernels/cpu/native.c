@@ -262,7 +262,7 @@ int trefoil_product(const struct product *p) {
 
 /* ---- attention over pages or packed rows ------------------------------------------------------------------------- */
 
-enum { LINES = 48, KEYS = 32, MOST_WIDTH = 256, SPLIT_KEYS = 512, TILE = 6 };
+enum { LINES = 48, KEYS = 32, MOST_WIDTH = 576, SPLIT_KEYS = 512, TILE = 6 };
 
 struct attention {
     const void *q, *k, *v;

@@ -39,7 +39,7 @@ def test_groups_larger_than_a_tile(H: int, G: int, dtype: torch.dtype) -> None:
     assert_same(*draw((5, 1, 40), H, G, 8, dtype), lens=(5, 1, 40))
 
 
-@pytest.mark.parametrize("D", [1, 17, 80, 192, 256])
+@pytest.mark.parametrize("D", [1, 17, 80, 192, 256, 576])
 def test_every_head_width_up_to_the_widest(D: int) -> None:
     assert_same(*draw((33, 2), 3, 3, D), lens=(33, 2))
 
@@ -48,8 +48,8 @@ def test_a_wider_head_goes_to_torch_and_is_said_once() -> None:
     library._say_too_wide.cache_clear()
     with capture_logs() as lines:
         for _ in range(2):
-            assert_same(*draw((5, 2), 2, 1, 264), lens=(5, 2))
-    assert [(line["event"], line["head_dim"]) for line in lines] == [("native_attention_off", 264)]
+            assert_same(*draw((5, 2), 2, 1, 584), lens=(5, 2))
+    assert [(line["event"], line["head_dim"]) for line in lines] == [("native_attention_off", 584)]
 
 
 @pytest.mark.parametrize("scale", [0.2, 50.0])
