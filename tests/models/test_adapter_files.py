@@ -18,7 +18,10 @@ from trefoil_models.config_keys import CheckpointError
 from trefoil_models.lora import LoraShape, TargetError, attach, attach_given, merge
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft's own
-TARGETS = {"gpt2": ("c_attn", "c_fc"), "llama": ("q_proj", "down_proj"), "qwen3": ("all-linear",)}
+TARGETS = {"gpt2": ("c_attn", "c_fc"), "llama": ("q_proj", "down_proj"), "qwen3": ("all-linear",)} | {
+    "mixtral": ("all-linear",),  # each expert too, which peft gathers into one
+    "deepseek_v3": ("q_b_proj", "kv_b_proj", "o_proj"),
+}
 IDS = tiny.draw_ids(19)[0]
 
 

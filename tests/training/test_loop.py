@@ -53,6 +53,18 @@ def test_stopped_and_resumed_run_ends_with_the_same_weights(
         assert torch.equal(weights(fresh)[name], weight), name
 
 
+def test_a_run_is_resumed_though_no_row_ever_chose_some_experts(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base", "mixtral", num_local_experts=32, num_experts_per_tok=1)
+    whole, stopped, resumed = (trainable(base) for _ in range(3))
+    before = weights(whole)
+    recipe = replace(RECIPE, epochs=1, weight_decay=0.0)
+    train(whole, causal_lm, eight(), recipe, watch=Watch())
+    assert any(".experts." in name and torch.equal(before[name], now) for name, now in weights(whole).items())
+    assert not train(stopped, causal_lm, eight(), recipe, watch=Watch(heed=lambda: True), folder=tmp_path)
+    assert train(resumed, causal_lm, eight(), recipe, watch=Watch(), folder=tmp_path)
+    assert all(torch.equal(weights(resumed)[name], weight) for name, weight in weights(whole).items())
+
+
 def test_killed_run_goes_on_from_its_last_checkpoint(model: Model, same_model: Model, tmp_path: Path) -> None:
     train(model, causal_lm, eight(), RECIPE, watch=Watch())
     recipe = replace(RECIPE, checkpoint_every=2)
