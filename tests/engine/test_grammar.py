@@ -10,9 +10,10 @@ import tiny
 import trefoil_models
 from engine_world import answers, finish, generator, request, run
 from trefoil import wire
+from trefoil.api.grammar import of_choice, of_regex, of_rules
 from trefoil_models.tokenizer import Tokenizer
 
-WORDS = LLMatcher.grammar_from_lark("start: /[a-z]{5,9}( [a-z]{1,9}){2}!/")
+WORDS = of_regex("[a-z]{5,9}( [a-z]{1,9}){2}!", "").grammar()
 EOS_ID = 2
 REWRITER = Path(trefoil_models.__file__).parent / "demo" / "encoder-decoder"
 
@@ -44,7 +45,7 @@ def test_pre_empted_it_goes_on_where_it_stood(llama: Path) -> None:
 
 def test_one_that_leads_nowhere_fails_alone(llama: Path) -> None:
     engine = generator(llama, eos_ids=[EOS_ID])
-    lost = request("lost", [5, 6], 9, grammar=LLMatcher.grammar_from_lark("start: start"), n=3)
+    lost = request("lost", [5, 6], 9, grammar=of_rules("start: start", "").grammar(), n=3)
     wrong = request("wrong", [5, 6], 9, grammar=LLMatcher.grammar_from_regex("(a"))
     assert [type(event) for event in engine.submit(wrong)] == [wire.Failed]
     assert engine.submit(lost) == engine.submit(request("free", [5, 6, 7], 9)) == []
@@ -56,7 +57,7 @@ def test_one_that_leads_nowhere_fails_alone(llama: Path) -> None:
 def test_an_encoder_decoder_begins_with_a_whole_word() -> None:
     """SentencePiece's first token has a space that is not in the text: it must not be in the grammar's way either."""
     tokenizer, engine = Tokenizer.load(REWRITER), generator(REWRITER, eos_ids=[1])
-    word = LLMatcher.grammar_from_lark('start: "positive" | "negative"')
+    word = of_choice(["positive", "negative"], "").grammar()
     source = tokenizer.encode_ids("sentiment: I love this city.")
     (ids,) = run(engine, [request("a", [0], 20, source=source, grammar=word)]).values()
     assert ids == tokenizer.encode_ids("positive", add_special_tokens=False)
