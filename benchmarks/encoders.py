@@ -55,6 +55,7 @@ PEERS = {
 CLOSEST_OFF = {"float32": 0.9999, "bfloat16": 0.998, "int8": 0.96}
 """The least cosine with the vectors of transformers in float32."""
 A_REQUEST, AT_ONCE = 16, 8
+REST_S = 0.5
 
 
 class WrongVectors(Exception):
@@ -271,7 +272,7 @@ def table(bench: Bench, title: str, measures: dict[str, Callable[[], float]]) ->
     busy = []
     for number in range(bench.rounds + 1):
         neighbours = Neighbours()
-        found = {name: measure() for name, measure in measures.items()}
+        found = {name: rested(measure) for name, measure in measures.items()}
         if number:
             rounds.append(found)
             busy.append(neighbours.cores())
@@ -283,6 +284,12 @@ def table(bench: Bench, title: str, measures: dict[str, Callable[[], float]]) ->
         ratio = statistics.median(found[first] / found[name] for found in rounds)
         spread = f"{statistics.median(own):8.1f} ({min(own):.1f} to {max(own):.1f})"
         print(f"  {name:<28}{spread:<30}{first} / {name}: {ratio:.2f}")
+
+
+def rested(measure: Callable[[], float]) -> float:
+    """After the one before it has let go of the cores: threads spin on for a while when there is no more to do."""
+    time.sleep(REST_S)
+    return measure()
 
 
 def minilm(cache: Path) -> Path:

@@ -7,11 +7,15 @@ how many cores others used meanwhile. The weights of a round are larger together
 """
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from neighbours import Neighbours
 from trefoil_kernels import linear, low_bit, packed_attention, packed_linear, paged_attention
+from trefoil_kernels.cpu.build import find_compiler
 from trefoil_kernels.cpu.library import native
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
@@ -28,6 +33,7 @@ from trefoil_kernels.page_write import new_pages
 from trefoil_kernels.paged_attention import PageTable
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+PEAK = Path(__file__).with_name("peak.c")
 WORKING_SET = 64 << 20
 SHAPES = {"0.5B up": (4864, 896), "0.5B down": (896, 4864)}
 ROWS = (1, 4, 16, 128)
@@ -194,7 +200,31 @@ def limits(threads: int) -> None:
     read_s = min(_seconds(big.sum) for _ in range(5))
     print(f"limits, {threads} threads: read {big.nbytes / read_s / 1e9:.1f} GB/s", end="")
     product_s = min(_seconds(lambda: square @ square) for _ in range(5))
-    print(f", float32 products {2 * 2048**3 / product_s / 1e9:.0f} GFLOP/s")
+    print(f", float32 products {2 * 2048**3 / product_s / 1e9:.0f} of {peak(threads):.0f} GFLOP/s")
+
+
+def peak(threads: int) -> float:
+    """GFLOP/s in float32 that the cores do at most, by a loop over registers. Raises NativeUnavailable."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [
+            find_compiler(),
+            "-O3",
+            "-march=native",
+            "-ffp-contract=fast",
+            "-fopenmp",
+            PEAK,
+            "-o",
+            f"{scratch}/peak",
+        ]
+        subprocess.run(command, check=True)
+        ran = subprocess.run(
+            [f"{scratch}/peak"],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return float(ran.stdout)
 
 
 def _seconds(work: Callable[[], object]) -> float:
