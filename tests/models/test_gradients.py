@@ -11,10 +11,15 @@ import tiny
 from trefoil_models import checkpoint
 from trefoil_models.attend import packed_rows
 
+UNUSED_PAD = {"pad_token_id": tiny.VOCAB - 1}
+"""transformers gives the padding's embedding no gradient."""
 VARIANTS = {
     "deepseek_v2": ("deepseek_v2", {}),
     "deepseek_v2 lite": ("deepseek_v2", {"q_lora_rank": None, "topk_method": "greedy", "n_routed_experts": 4}),
     "deepseek_v3": ("deepseek_v3", {}),
+    "chatglm": ("chatglm", UNUSED_PAD),
+    "glm": ("glm", UNUSED_PAD),
+    "glm4": ("glm4", {**UNUSED_PAD, "attention_bias": False}),
     "gpt2": ("gpt2", {}),
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),

@@ -53,6 +53,11 @@ def test_glm_4_keeps_its_ranks_in_tokenizer_model(tmp_path: Path, lists_specials
         start = [places["[gMASK]"], places["<sop>"]]
         assert ours.encode_ids(line) == [*start, *theirs.encode(line, allowed_special="all")]
     assert ours.special_ids == frozenset(places.values())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "chatglm"}))
+    ours, said = Tokenizer.load(tmp_path), "hi <|user|>"
+    plain = [*theirs.encode("\n"), *theirs.encode(said, disallowed_special=())]
+    chat = ours.chat_ids(ours.write_chat([{"role": "user", "content": said}]))
+    assert chat == [*start, places["<|user|>"], *plain, places["<|assistant|>"]]
 
 
 @pytest.mark.parametrize(
