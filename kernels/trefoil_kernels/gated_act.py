@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trefoil_kernels.cpu.library import ACTIVATIONS as NATIVE
 from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import launch, runs_triton
 
@@ -52,8 +53,9 @@ def gated_act(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
     """act(gate) * up, elementwise and differentiable; `activation` is a key of ACTIVATIONS."""
     if runs_triton(gate_TF) and gate_TF.dtype == up_TF.dtype:
         return on_triton(gate_TF, up_TF, activation)
-    if ACTIVATIONS[activation] is F.silu and (native := native_for(gate_TF, up_TF)) and _are_rows(gate_TF, up_TF):
-        return native.silu_mul(gate_TF, up_TF)
+    name = KERNEL_NAMES.get(activation, activation)
+    if name in NATIVE and (native := native_for(gate_TF, up_TF)) and _are_rows(gate_TF, up_TF):
+        return native.gated(gate_TF, up_TF, name)
     return reference(gate_TF, up_TF, activation)
 
 

@@ -82,11 +82,12 @@ def products(x_TM: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
 
 
 def activated(x_TM: Tensor, weight: Weight, activate: Callable[[Tensor], Tensor]) -> Tensor:
-    """act(x @ weight.T + bias); the native products take gelu upon themselves."""
+    """act(x @ weight.T + bias); the native products take gelu and relu upon themselves."""
     native = library.native()
-    if activate is not F.gelu or not isinstance(weight, NativeWeight) or native is None:
+    name = {F.gelu: "gelu", F.relu: "relu"}.get(activate)
+    if name is None or not isinstance(weight, NativeWeight) or native is None:
         return activate(weight.times(x_TM))
-    return native.packed_products(_with_whole_rows(x_TM), [weight.packed], has_gelu=True)[0]
+    return native.packed_products(_with_whole_rows(x_TM), [weight.packed], activation=name)[0]
 
 
 def _with_whole_rows(x_TM: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ whole, and `MatrixLinear` is not touched.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from trefoil_kernels.packed_linear import Weight
 from trefoil_models.heads import NextToken
 from trefoil_models.layers import Linear, MatrixLinear, PackedLinear, WideLinear, lay_one_after_another
 from trefoil_models.mixture import Mixture
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A module that keeps something made of its weights, once they will not change any more."""
+
+    def settle(self) -> None: ...
+
 
 PACKERS: dict[str | None, Callable[[Tensor, Tensor | None], Weight | None]] = {
     None: packed_linear.pack,
@@ -46,7 +54,7 @@ def pack(model: Any, quantization: str | None = None) -> None:
         if isinstance(module, Linear) and not isinstance(module, MatrixLinear):
             own = packed_linear.pack if isinstance(module, WideLinear) else packer
             _replace(model, name, module, own(module.weight, module.bias))
-    settle_head(model)
+    settle(model)
     head = getattr(model, "lm_head", None)
     if isinstance(head, NextToken) and (packed := packer(head.weight, None if head.bias is None else head.bias[0])):
         model.lm_head = PackedNextToken(head, packed)
@@ -55,7 +63,7 @@ def pack(model: Any, quantization: str | None = None) -> None:
 @torch.no_grad()
 def lay_together(model: Any) -> None:
     """On a GPU: let weights that meet the same rows follow each other in memory, so that one product does for all."""
-    settle_head(model)
+    settle(model)
     for module in model.modules():
         if isinstance(module, Mixture):
             module.lay_in_stacks()
@@ -66,8 +74,11 @@ def lay_together(model: Any) -> None:
                 lay_one_after_another(layers, name)
 
 
-def settle_head(model: Any) -> None:
-    """Compute a head's matrix once and for all, where it is made of what files hold."""
+def settle(model: Any) -> None:
+    """Compute once and for all what is made of weights: a head's matrix, a bias by distance."""
+    for module in model.modules():
+        if isinstance(module, Settling):
+            module.settle()
     head = getattr(model, "lm_head", None)
     if isinstance(head, NextToken) and head.matrix is not head.weight:
         model.lm_head = NextToken(nn.Parameter(head.matrix, requires_grad=False), head.bias)

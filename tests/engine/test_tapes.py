@@ -7,6 +7,7 @@ import torch
 from structlog.testing import capture_logs
 
 import tiny
+import tiny_pairs
 from engine_world import finish, generator, request, run
 from trefoil import wire
 from trefoil.engine.generator import Generator
@@ -45,6 +46,23 @@ def test_every_family_answers_the_same_with_tapes_or_does_without(family: str, t
     folder = tiny.checkpoint(tmp_path / "m", family)
     asked = [request(f"{n}", ids, 12) for n, ids in enumerate(tiny.draw_ids(1, 9))]
     assert run(generator(folder, recorder=library), asked) == run(generator(folder), asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("t5", {}), ("t5", {"feed_forward_proj": "gated-gelu"}), ("mt5", {}), ("bart", {})],
+    ids=["t5", "t5 v1.1", "mt5", "bart"],
+)
+def test_a_taped_encoder_decoder_gives_the_same_tokens_and_scores(
+    family: str, settings: dict[str, str], dtype: torch.dtype, tmp_path: Path, library: Native
+) -> None:
+    folder = tiny_pairs.checkpoint(tmp_path / "m", family, **settings)
+    asked = [
+        request(f"{n}", [0], 9 + 5 * n, source=ids, logprobs=2) for n, ids in enumerate(tiny.draw_ids(30, 1, 1, 17))
+    ]
+    called, taped = (tokens(generator(folder, recorder=recorder, dtype=dtype), asked) for recorder in (None, library))
+    assert called == taped
 
 
 def test_a_family_whose_step_torch_computes_says_so_once_and_answers(tmp_path: Path, library: Native) -> None:

@@ -6,6 +6,7 @@ from transformers.activations import ACT2FN
 
 from closeness import assert_close
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act, reference
+from trefoil_kernels.scaled import scaled
 
 names = pytest.mark.parametrize("name", ACTIVATIONS)
 
@@ -36,9 +37,18 @@ def test_gated_act_multiplies_and_carries_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("width", [5, 4099, 8192])
-def test_gate_and_up_may_be_halves_of_one_projection(width: int, dtype: torch.dtype) -> None:
+@names
+def test_gate_and_up_may_be_halves_of_one_projection(name: str, width: int, dtype: torch.dtype) -> None:
     gate_TF, up_TF = torch.randn(7, 2 * width).to(dtype).chunk(2, -1)
-    assert_close(gated_act(gate_TF, up_TF, "silu"), reference(gate_TF, up_TF, "silu"))
+    assert_close(gated_act(gate_TF, up_TF, name), reference(gate_TF, up_TF, name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [1, 37, 512])
+def test_a_scaled_tensor_is_what_torch_makes_of_it(width: int, dtype: torch.dtype) -> None:
+    x_TM = torch.randn(3, width).to(dtype)
+    assert scaled(x_TM, 0.0441).equal(x_TM * 0.0441)
+    assert scaled(x_TM, 1.0) is x_TM
 
 
 @pytest.mark.gpu

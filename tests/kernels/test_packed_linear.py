@@ -1,5 +1,7 @@
 """Packed weights give what the plain ones give, at every shape, in any company, by the native library or by oneDNN."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,10 +52,13 @@ def test_products_match_exact_arithmetic(shape: tuple[int, int, int], dtype: tor
 
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gelu_comes_with_the_product(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("activate", [F.gelu, F.relu])
+def test_an_activation_comes_with_the_product(
+    activate: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
     x_TM, weight_FM, bias_F = draw(*shape, dtype)
-    wanted = F.gelu(x_TM.double() @ weight_FM.double().T + bias_F.double()).to(dtype)
-    assert_close(activated(x_TM, packed(weight_FM, bias_F), F.gelu), wanted)
+    wanted = activate(x_TM.double() @ weight_FM.double().T + bias_F.double()).to(dtype)
+    assert_close(activated(x_TM, packed(weight_FM, bias_F), activate), wanted)
 
 
 @dtypes

@@ -43,6 +43,7 @@ from trefoil_kernels.cpu.structures import (
     Product,
     RmsNorm,
     Rotary,
+    Scaling,
     Sum,
     Turning,
 )
@@ -52,6 +53,8 @@ from trefoil_kernels.masks import Mask
 log = structlog.get_logger()
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "gelu_tanh": 4}
+"""What the library calls those that it knows."""
 INT4 = 3
 NIBBLE_GROUP = 32
 """How many 4-bit values of an output share a scale."""
@@ -125,7 +128,8 @@ class Native:
         self._angles = _Function(library, "angles")
         self._rotary = _Function(library, "rotary")
         self._rotary_page_write = _Function(library, "rotary_page_write")
-        self._silu_mul = _Function(library, "silu_mul")
+        self._gate = _Function(library, "gate")
+        self._scale = _Function(library, "scale")
         self._page_write = _Function(library, "page_write")
         self._lookup = _Function(library, "lookup")
         self._argmax = _Function(library, "argmax")
@@ -210,19 +214,20 @@ class Native:
         self._pack(kind, values_FM.data_ptr(), scales, packed.data_ptr(), outs, width)
         return packed
 
-    def packed_products(self, x_TM: Tensor, weights: Sequence[Packed], *, has_gelu: bool = False) -> list[Tensor]:
-        """x @ weight.T * scales + bias, or its gelu, for each of these weights, which are of one kind and width.
+    def packed_products(
+        self, x_TM: Tensor, weights: Sequence[Packed], *, activation: str | None = None
+    ) -> list[Tensor]:
+        """x @ weight.T * scales + bias for each of these weights, which are of one kind and width.
 
-        Rows of a gelu, which are for the next product, may lie further apart than they are wide.
+        Or its `activation`, one of ACTIVATIONS, whose rows, which are for the next product, may lie further apart than
+        they are wide.
         """
         rows, width = x_TM.shape
-        new = self._rows_apart if has_gelu else self._empty
+        new = self._empty if activation is None else self._rows_apart
         outs = [new((rows, weight.outs), x_TM.dtype) for weight in weights]
         told = (PackedWeight * len(weights))(*[w.told(out) for w, out in zip(weights, outs, strict=True)])
-        kind, weight_kind = KINDS[x_TM.dtype], weights[0].kind
-        asked = PackedProduct(
-            x_TM.data_ptr(), ctypes.addressof(told), len(told), rows, x_TM.stride(0), width, kind, weight_kind, has_gelu
-        )
+        kinds = KINDS[x_TM.dtype], weights[0].kind, 0 if activation is None else ACTIVATIONS[activation]
+        asked = PackedProduct(x_TM.data_ptr(), ctypes.addressof(told), len(told), rows, x_TM.stride(0), width, *kinds)
         self._ask(self._packed_product, asked, told)
         return outs
 
@@ -349,13 +354,19 @@ class Native:
         self._ask(self._rotary_page_write, asked)
         return out_THD
 
-    def silu_mul(self, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-        """silu(gate) * up of rows that may be slices of wider ones."""
+    def gated(self, gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
+        """act(gate) * up of rows that may be slices of wider ones; `activation` is one of ACTIVATIONS."""
         out_TF = self._empty(gate_TF.shape, gate_TF.dtype)
         tensors = (tensor.data_ptr() for tensor in (gate_TF, up_TF, out_TF))
         sizes = *gate_TF.shape, gate_TF.stride(0), up_TF.stride(0)
-        self._ask(self._silu_mul, Gating(*tensors, *sizes, KINDS[gate_TF.dtype]))
+        self._ask(self._gate, Gating(*tensors, *sizes, KINDS[gate_TF.dtype], ACTIVATIONS[activation]))
         return out_TF
+
+    def scaled(self, x_TM: Tensor, factor: float) -> Tensor:
+        """factor * x, contiguous."""
+        out_TM = self._empty(x_TM.shape, x_TM.dtype)
+        self._ask(self._scale, Scaling(x_TM.data_ptr(), out_TM.data_ptr(), x_TM.numel(), factor, KINDS[x_TM.dtype]))
+        return out_TM
 
     def page_write(self, rows_TGD: Tensor, pages_PSGD: Tensor, slots_T: Tensor) -> None:
         """Copy each row's heads, which lie side by side, to its slot (int64, contiguous)."""
@@ -403,8 +414,9 @@ def attention_for(q_THD: Tensor, k: Tensor, v: Tensor) -> Native | None:
 
 
 def biases(bias: Bias, longest: int) -> Biases:
-    """A bias by distance, for sequences up to this length."""
-    return Biases(bias.within(longest), longest - 1)
+    """A bias by distance, for sequences up to this length; laid out for few lengths, as it may be kept."""
+    enough = 1 << (longest - 1).bit_length()
+    return Biases(bias.within(enough), enough - 1)
 
 
 @cache

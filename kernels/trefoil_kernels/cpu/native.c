@@ -982,6 +982,23 @@ int trefoil_add(const struct sum *s) {
     return 0;
 }
 
+/* out = factor * x, rounded */
+struct scaling {
+    const void *x;
+    void *out;
+    int64_t count;
+    float factor;
+    int32_t kind;
+};
+
+int trefoil_scale(const struct scaling *s) {
+    long at = 0;
+    for (; s->kind == F32 && at + LANES <= s->count; at += LANES)
+        store((float *)s->out + at, load((const float *)s->x + at) * all(s->factor));
+    for (; at < s->count; at++) put(s->kind, s->out, at, number(s->kind, s->x, at) * s->factor);
+    return 0;
+}
+
 /* out = (s - mean(s)) / sqrt(variance(s) + eps) * weight + bias, where s = x + y; `line` holds a row of sums. */
 INLINE void layer_norm_row(
     enum kind kind, const void *x, const void *y, const void *weight, const void *bias, void *out, long width, float eps,
@@ -1140,17 +1157,12 @@ INLINE ints rounded(floats x) {
     return (bits & is_number) | (~is_number & 0x7fc00000);
 }
 
-INLINE floats silu(floats x) {
-    floats size = (floats)((ints)x & 0x7fffffff), e = exp_below_zero(-size);
-    ints is_below = x < all(0.0f);
-    floats top = (floats)(((ints)e & is_below) | ((ints)all(1.0f) & ~is_below));
-    return x * top / (all(1.0f) + e);
-}
-
-INLINE void gate_row(enum kind kind, const void *gate, const void *up, void *out, long from, long to) {
+INLINE void gate_row(
+    enum kind kind, int32_t activation, const void *gate, const void *up, void *out, long from, long to
+) {
     long at = from;
     for (; at + LANES <= to; at += LANES) {
-        floats act = silu(in_order(kind, gate, at)), other = in_order(kind, up, at);
+        floats act = activated(activation, in_order(kind, gate, at)), other = in_order(kind, up, at);
         if (kind == F32) store((float *)out + at, act * other);
         else {
             ints both = rounded((floats)rounded(act) * other);
@@ -1158,32 +1170,40 @@ INLINE void gate_row(enum kind kind, const void *gate, const void *up, void *out
         }
     }
     for (; at < to; at++) {
-        float act = silu(all(number(kind, gate, at)))[0];
+        float act = activated(activation, all(number(kind, gate, at)))[0];
         put(kind, out, at, (kind == BF16 ? widened(narrowed(act)) : act) * number(kind, up, at));
     }
 }
 
-/* out = silu(gate) * up, rows of `width` numbers */
+/* out = activated(gate) * up, rows of `width` numbers */
 struct gating {
     const void *gate, *up;
     void *out;
     int64_t rows, width, gate_stride, up_stride;
-    int32_t kind;
+    int32_t kind, activation;
 };
 
 enum { GATED = 4096 };
 
-INLINE void gate_part(enum kind kind, const struct gating *g, long r, long from) {
-    gate_row(kind, shifted(kind, g->gate, r * g->gate_stride), shifted(kind, g->up, r * g->up_stride),
+INLINE void gate_part(enum kind kind, int32_t activation, const struct gating *g, long r, long from) {
+    gate_row(kind, activation, shifted(kind, g->gate, r * g->gate_stride), shifted(kind, g->up, r * g->up_stride),
              (void *)shifted(kind, g->out, r * g->width), from, least(from + GATED, g->width));
 }
 
-int trefoil_silu_mul(const struct gating *g) {
+/* One loop an activation: which one it is must not be asked for each vector. */
+INLINE void gate_any(enum kind kind, const struct gating *g, long r, long from) {
+    if (g->activation == SILU) gate_part(kind, SILU, g, r, from);
+    else if (g->activation == GELU_TANH) gate_part(kind, GELU_TANH, g, r, from);
+    else if (g->activation == GELU) gate_part(kind, GELU, g, r, from);
+    else gate_part(kind, RELU, g, r, from);
+}
+
+int trefoil_gate(const struct gating *g) {
     long parts = (g->width + GATED - 1) / GATED;
 #pragma omp parallel for schedule(static) if (g->rows * g->width >= SMALL_WORK)
     for (long i = 0; i < g->rows * parts; i++) {
-        if (g->kind == F32) gate_part(F32, g, i / parts, i % parts * GATED);
-        else gate_part(BF16, g, i / parts, i % parts * GATED);
+        if (g->kind == F32) gate_any(F32, g, i / parts, i % parts * GATED);
+        else gate_any(BF16, g, i / parts, i % parts * GATED);
     }
     return 0;
 }

@@ -33,7 +33,7 @@ struct packed {
     const struct packed_weight *weights; /* `count` of them meet the same rows */
     int64_t count, rows, x_stride, width;
     int32_t kind, weight_kind; /* of x, bias and out; of the weights */
-    int32_t has_gelu;          /* out = gelu(...) */
+    int32_t activation;        /* out = its function of ... */
 };
 
 /* Rows as the tiles take them: `data` at `stride` bytes; of bytes also a scale and an offset for each group. */
@@ -330,7 +330,7 @@ INLINE void finish_panel(
         found[i] = load(totals + i * LANES);
         if (w->scales) found[i] *= load(w->scales + first + i * LANES);
         if (w->bias) found[i] += some_of(kind, w->bias, first + i * LANES);
-        if (p->has_gelu) found[i] = gelu(found[i]);
+        found[i] = activated(p->activation, found[i]);
     }
     if (kind == F32) {
         UNROLL for (int i = 0; i < 2; i++) store((float *)w->out + row * w->out_stride + first + i * LANES, found[i]);
@@ -355,7 +355,7 @@ INLINE void finish_row(
     }
     for (long o = 0; w->scales && o < count; o++) totals[o] *= w->scales[first + o];
     for (long o = 0; w->bias && o < count; o++) totals[o] += number(kind, w->bias, first + o);
-    for (long o = 0; p->has_gelu && o < PANEL; o += LANES) store(totals + o, gelu(load(totals + o)));
+    for (long o = 0; p->activation && o < PANEL; o += LANES) store(totals + o, activated(p->activation, load(totals + o)));
     for (long o = 0; o < count; o++) put(kind, w->out, row * w->out_stride + first + o, totals[o]);
 }
 

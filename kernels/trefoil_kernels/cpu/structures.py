@@ -34,7 +34,7 @@ class PackedProduct(Asked):
     _fields_ = [
         *((name, Pointer) for name in ("x", "weights")),
         *((name, Long) for name in ("count", "rows", "x_stride", "width")),
-        *((name, Int) for name in ("kind", "weight_kind", "has_gelu")),
+        *((name, Int) for name in ("kind", "weight_kind", "activation")),
     ]
 
 
@@ -90,6 +90,14 @@ class Sum(Asked):
     _fields_ = [*((name, Pointer) for name in ("x", "y", "out")), ("count", Long), ("kind", Int)]
 
 
+class Scaling(Asked):
+    """struct scaling"""
+
+    grows = "count"
+
+    _fields_ = [("x", Pointer), ("out", Pointer), ("count", Long), ("factor", Float), ("kind", Int)]
+
+
 class Angles(Asked):
     """struct angles"""
 
@@ -126,7 +134,7 @@ class Gating(Asked):
     _fields_ = [
         *((name, Pointer) for name in ("gate", "up", "out")),
         *((name, Long) for name in ("rows", "width", "gate_stride", "up_stride")),
-        ("kind", Int),
+        *((name, Int) for name in ("kind", "activation")),
     ]
 
 

@@ -74,6 +74,26 @@ INLINE floats gelu(floats x) {
     return (x + size) * all(0.5f) - tail;
 }
 
+enum activation { NONE, GELU, RELU, SILU, GELU_TANH };
+
+INLINE floats silu_of(floats x, floats z) { /* x / (1 + exp(-z)) */
+    floats e = exp_below_zero(-sized(z));
+    ints is_below = z < all(0.0f);
+    floats top = (floats)(((ints)e & is_below) | ((ints)all(1.0f) & ~is_below));
+    return x * top / (all(1.0f) + e);
+}
+
+INLINE floats activated(int32_t activation, floats x) {
+    switch (activation) {
+    case GELU: return gelu(x);
+    case RELU: return (floats)((ints)x & ~(x < all(0.0f)));
+    case SILU: return silu_of(x, x);
+    /* 0.5 x (1 + tanh(y)) = x / (1 + exp(-2 y)), y = sqrt(2 / pi) (x + 0.044715 x^3) */
+    case GELU_TANH: return silu_of(x, all(1.5957691216f) * (x + all(0.044715f) * x * x * x));
+    default: return x;
+    }
+}
+
 INLINE quads folded(floats x) {
     quads parts[LANES / 4], total;
     memcpy(parts, &x, sizeof x);

@@ -11,8 +11,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS
+from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
+from trefoil_kernels.scaled import scaled
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken
@@ -158,7 +161,7 @@ def _around(
     layer: EncoderLayer | DecoderLayer, norm: LayerNorm, x_TM: Tensor, part: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """A sublayer with its residual, its norm before or after."""
-    return x_TM + part(norm(x_TM)) if layer.norms_first else norm.of_sum(part(x_TM), x_TM)
+    return add(x_TM, part(norm(x_TM))) if layer.norms_first else norm.of_sum(part(x_TM), x_TM)
 
 
 class Stack(nn.Module):
@@ -172,7 +175,8 @@ class Stack(nn.Module):
         self.layer_norm = LayerNorm(config.width, EPS) if config.norms_first else nn.Identity()
 
     def forward(self, x_TM: Tensor, rows: Rows, attend: Attend) -> Tensor:
-        x_TM = self.layernorm_embedding(x_TM + self.embed_positions(rows.positions_T + POSITION_OFFSET))
+        places_TM = lookup(rows.positions_T, self.embed_positions.weight[POSITION_OFFSET:])
+        x_TM = self.layernorm_embedding.of_sum(x_TM, places_TM)
         for layer in self.layers:
             x_TM = layer(x_TM, attend)
         return self.layer_norm(x_TM)
@@ -226,4 +230,4 @@ class Model(nn.Module):
         return self.decoder(self._embed(rows), rows, attend)
 
     def _embed(self, rows: Rows) -> Tensor:
-        return self.shared(rows.ids_T) * self.config.embedding_scale
+        return scaled(self.shared(rows.ids_T), self.config.embedding_scale)

@@ -12,14 +12,16 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from trefoil_kernels.add import add
 from trefoil_kernels.bias import Bias, RelativeBias
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rms_norm import rms_norm
+from trefoil_kernels.scaled import scaled
 from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.heads import Head, Heads, NextToken
-from trefoil_models.layers import Embedding, Linear, WideLinear
+from trefoil_models.layers import Embedding, Linear, WideLinear, activated, side_by_side
 
 FEED_FORWARDS = {"gated-gelu": "gelu_new"}
 """The one name of `feed_forward_proj` that does not mean what it says."""
@@ -112,6 +114,8 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Queries from one side, keys and values from the same or the other; the width need not be the model's."""
 
+    reads_together: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.head_dim = site, config.head_dim
@@ -125,7 +129,7 @@ class Attention(nn.Module):
 
     def own(self, x_TM: Tensor, attend: Attend, mask: Mask, bias: Bias) -> Tensor:
         """Attention within the rows' own sequence."""
-        q_THD, (k_THD, v_THD) = self._split(self.q(x_TM)), self.keys(x_TM)
+        q_THD, k_THD, v_THD = map(self._split, side_by_side(x_TM, self.q, self.k, self.v))
         return self.o(attend.own(self.site, q_THD, k_THD, v_THD, mask=mask, scale=1.0, bias=bias).flatten(1))
 
     def recall(self, x_TM: Tensor, attend: Attend) -> Tensor:
@@ -154,7 +158,7 @@ class OwnSublayer(nn.Module):
         self.layer_norm = Norm(config)
 
     def forward(self, x_TM: Tensor, attend: Attend, bias: Bias) -> Tensor:
-        return x_TM + self.SelfAttention.own(self.layer_norm(x_TM), attend, self.mask, bias)
+        return add(x_TM, self.SelfAttention.own(self.layer_norm(x_TM), attend, self.mask, bias))
 
 
 class RecallSublayer(nn.Module):
@@ -166,7 +170,7 @@ class RecallSublayer(nn.Module):
         self.layer_norm = Norm(config)
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
-        return x_TM + self.EncDecAttention.recall(self.layer_norm(x_TM), attend)
+        return add(x_TM, self.EncDecAttention.recall(self.layer_norm(x_TM), attend))
 
 
 class FeedForward(nn.Module):
@@ -179,12 +183,14 @@ class FeedForward(nn.Module):
         self.wo = WideLinear(config.inner, config.width, bias=False)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        inner_TF = self.activate(self.wi(x_TM))
+        inner_TF = activated(x_TM, self.wi, self.activate)
         return self.wo(inner_TF.to(_dtype_of(self.wo, inner_TF)))
 
 
 class GatedFeedForward(nn.Module):
     """wo(act(wi_0(x)) * wi_1(x))."""
+
+    reads_together: ClassVar[tuple[str, ...]] = ("wi_0", "wi_1")
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -193,7 +199,8 @@ class GatedFeedForward(nn.Module):
         self.wo = WideLinear(config.inner, config.width, bias=False)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        inner_TF = gated_act(self.wi_0(x_TM), self.wi_1(x_TM), self.activation)
+        gate_TF, up_TF = side_by_side(x_TM, self.wi_0, self.wi_1)
+        inner_TF = gated_act(gate_TF, up_TF, self.activation)
         return self.wo(inner_TF.to(_dtype_of(self.wo, inner_TF)))
 
 
@@ -206,7 +213,7 @@ class FeedSublayer(nn.Module):
         self.layer_norm = Norm(config)
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return x_TM + self.DenseReluDense(self.layer_norm(x_TM))
+        return add(x_TM, self.DenseReluDense(self.layer_norm(x_TM)))
 
 
 class EncoderBlock(nn.Module):
@@ -253,6 +260,7 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self.max_distance, self.is_bidirectional = config.max_distance, is_bidirectional
+        self._settled: RelativeBias | None = None
         self.block = nn.ModuleList(blocks)
         self.final_layer_norm = Norm(config)
 
@@ -268,8 +276,17 @@ class Stack(nn.Module):
         first = cast(nn.ModuleList, self.block[0].layer)[0]
         return cast(TabledAttention, cast(OwnSublayer, first).SelfAttention).relative_attention_bias.weight
 
+    @property
+    def bias(self) -> RelativeBias:
+        """One for each pass, until the weights are `settled`."""
+        return self._settled or RelativeBias(self.distances, self.max_distance, self.is_bidirectional)
+
+    def settle(self) -> None:
+        """The weights will not change any more: what kernels read of the bias is kept from pass to pass."""
+        self._settled = self.bias
+
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
-        bias = RelativeBias(self.distances, self.max_distance, self.is_bidirectional)
+        bias = self.bias
         for block in self.block:
             x_TM = block(x_TM, attend, bias)
         return self.final_layer_norm(x_TM)
@@ -318,7 +335,7 @@ class Model(nn.Module):
         return states_TM
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
-        return self.decoder(self._embed(rows), attend) * self.config.output_scale
+        return scaled(self.decoder(self._embed(rows), attend), self.config.output_scale)
 
     def _embed(self, rows: Rows) -> Tensor:
         return self.shared(rows.ids_T).to(self.decoder.stream_dtype)

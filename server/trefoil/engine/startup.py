@@ -93,7 +93,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         prefix_caching=spec.prefix_caching,
         never=never_chosen(model.config.vocab_size, tokenizer),
         capture=_capture(model, device),
-        recorder=native() if device.type == "cpu" and model.kind == "decoder" else None,
+        recorder=native() if device.type == "cpu" else None,
         grammars=Grammars(
             tokenizer,
             vocab_size=model.config.vocab_size,

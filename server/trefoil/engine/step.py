@@ -120,10 +120,21 @@ class StepInputs:
         rows = slice(0, size)
         widest = self._table.fill.shape[1]
         table = PageTable(self._table.part(rows), self._lens.part(rows), (widest * self._page_size,) * size)
-        attend = PagedAttend(pages, self._slots.part(rows), table, Packing((1,) * size))
+        sources = self._padded_sources(size)
+        attend = PagedAttend(pages, self._slots.part(rows), table, Packing((1,) * size), sources)
         places_T2 = None if self._places is None else self._places.part(rows)
         own = Rows(self._ids.part(rows), self._positions.part(rows), self._prompt_lens.part(rows), places_T2=places_T2)
         return own, attend
+
+    def _padded_sources(self, size: int) -> Sources | None:
+        """Where so many sequences' inputs lie, each asked by its own row; None for a decoder."""
+        widest = self._source_table.fill.shape[1]
+        if not widest:
+            return None
+        rows = slice(0, size)
+        lens = (widest * self._page_size,) * size
+        table = PageTable(self._source_table.part(rows), self._source_lens.part(rows), lens)
+        return Sources(self._encoded_slots([]), table, Packing((1,) * size))
 
     def send_padded(self, plan: Plan, size: int, ids_N: Tensor | None = None) -> None:
         """Fill the buffers for a plan of one-row chunks and send them; rows beyond it lie in the last of all pages.
@@ -141,7 +152,11 @@ class StepInputs:
         ):
             buffer.fill[rest] = value
         self._table.fill[rest, 0] = self._spare_page
-        for buffer in (self._ids, self._positions, self._prompt_lens, self._slots, self._lens, self._table):
+        buffers = [self._ids, self._positions, self._prompt_lens, self._slots, self._lens, self._table]
+        if self._source_table.fill.shape[1]:
+            self._fill_sources(plan, rest)
+            buffers += [self._source_table, self._source_lens]
+        for buffer in buffers:
             buffer.sent(slice(0, size))
         if self._places is not None:
             self._places.fill[rest] = 0
@@ -149,6 +164,14 @@ class StepInputs:
         if ids_N is not None:
             self._ids.part(slice(0, len(ids_N))).copy_(ids_N)
         self._note_sent()
+
+    def _fill_sources(self, plan: Plan, rest: slice) -> None:
+        """Each chunk's input, and for the rows beyond them the page that no sequence has."""
+        for n, chunk in enumerate(plan.chunks):
+            self._source_table.fill[n, : len(chunk.sequence.source_pages)] = chunk.sequence.source_pages
+            self._source_lens.fill[n] = len(chunk.sequence.source)
+        self._source_table.fill[rest, 0] = self._spare_page
+        self._source_lens.fill[rest] = 1
 
     def _fill(self, plan: Plan) -> tuple[int, int]:
         """Rows filled, and the most pages that a sequence has."""

@@ -45,9 +45,11 @@ class DecodeTapes:
         self._most = MOST_ROWS
 
     def can_run(self, plan: Plan) -> bool:
-        """Does each sequence bring one row, and can that many be recorded?"""
-        return 0 < len(plan.chunks) <= self._most and all(
-            chunk.num_rows == 1 and not chunk.sequence.wants_prompt_scores for chunk in plan.chunks
+        """Does each sequence bring one row and no input to encode, and can that many be recorded?"""
+        return (
+            not plan.encodes
+            and 0 < len(plan.chunks) <= self._most
+            and all(chunk.num_rows == 1 and not chunk.sequence.wants_prompt_scores for chunk in plan.chunks)
         )
 
     def logits(self, plan: Plan) -> Tensor | None:
@@ -70,7 +72,8 @@ class DecodeTapes:
         return tape.play()
 
     def _recorded(self, key: Key) -> Tape:
+        """The step is first computed as any other, which lays out what its calls will find there."""
         rows, attend = self._inputs.padded(key.size, self._pages)
-        attend.packing.starts_on(rows.ids_T.device)
         with self._adapters.chosen_in(self._slots_T[: key.size] if key.num_loads else None):
+            self._model(rows, attend)
             return self._native.record(lambda: self._model.lm_head.logits(self._model(rows, attend)), self._scratch)
