@@ -159,7 +159,7 @@ def build(model: SentencePieceModel, spelled: Mapping[str, str] | None = None) -
                 piece.text,
                 normalized=piece.text in spelled.values(),
                 special=piece.kind != Kind.USER_DEFINED,
-                single_word=piece.text.isalpha(),
+                single_word=piece.kind == Kind.CONTROL and piece.text.isalpha(),
             )
             for piece in model.pieces
             if piece.kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import trefoil_models
 from trefoil_models.tokenizer import Tokenizer, TokenizerError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -119,3 +120,14 @@ def test_a_folder_saved_by_transformers_reads_the_same(folder: Path, tmp_path: P
     for text in [*CORPUS[:4], *SENTINELS]:
         assert ours.encode_ids(text) == saved.encode_ids(text)
         assert ours.decode(ours.encode_ids(text)) == saved.decode(ours.encode_ids(text))
+
+
+def test_pieces_of_the_users_own_are_found_within_words() -> None:
+    """The demo's Chinese words are such pieces, and Chinese has no spaces around them; a lone mark before one is left
+    out, as it was when the demo learned."""
+    folder = Path(trefoil_models.__file__).parent / "demo" / "encoder-decoder"
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    for text in ("安娜住在巴黎。", "保罗家里养了一只兔子，也爱吃面条。"):
+        mark, *pieces = theirs.encode(text)
+        assert theirs.id_to_piece(mark) == "▁"
+        assert Tokenizer.load(folder).encode_ids(text, add_special_tokens=False) == pieces
