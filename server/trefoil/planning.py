@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from trefoil_models.config_keys import CheckpointError, Keys
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
-ENCODERS = frozenset({"albert", "bert", "roberta"})
-ENCODER_DECODERS = frozenset({"mt5", "t5", "umt5"})
+ENCODERS = frozenset({"albert", "bert", "distilbert", "roberta", "xlm-roberta"})
+ENCODER_DECODERS = frozenset({"bart", "mbart", "mt5", "t5", "umt5"})
 LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
-DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8, "qwen2_moe": 16, "qwen3_moe": 4}
-DEFAULT_HEAD_DIM = {"qwen3": 128}
+DEFAULT_KV_HEADS = {"glm": 2, "glm4": 2, "mistral": 8, "mixtral": 8, "qwen2_moe": 16, "qwen3_moe": 4}
+DEFAULT_HEAD_DIM = {"glm": 128, "glm4": 128, "internlm3": 128, "qwen3": 128}
 PFLOP_DAY = 8.64e19
 TOKENS_PER_PARAMETER = 20.0
 
@@ -40,16 +40,20 @@ class CacheShape:
         model_type = config.text("model_type", "")
         if model_type in ENCODERS:
             raise CheckpointError(f"a {model_type} keeps no cache: it reads a text once")
-        num_layers = _first(config, "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers")
+        num_layers = _first(
+            config, "num_decoder_layers", "decoder_layers", "num_hidden_layers", "n_layer", "num_layers"
+        )
         if model_type in LATENT:
             width = config.size("kv_lora_rank", 512) + config.size("qk_rope_head_dim", 64)
             return cls(num_layers, num_kv_heads=1, head_dim=width, copies=1)
-        num_heads = _first(config, "num_attention_heads", "n_head", "num_heads")
+        num_heads = _first(config, "decoder_attention_heads", "num_attention_heads", "n_head", "num_heads")
         width = _first(config, "hidden_size", "n_embd", "d_model")
         return cls(
             num_sites=num_layers * (2 if model_type in ENCODER_DECODERS else 1),
             num_kv_heads=_first(config, "num_key_value_heads", default=_kv_heads(config, model_type, num_heads)),
-            head_dim=_first(config, "head_dim", "d_kv", default=DEFAULT_HEAD_DIM.get(model_type, width // num_heads)),
+            head_dim=_first(
+                config, "head_dim", "d_kv", "kv_channels", default=DEFAULT_HEAD_DIM.get(model_type, width // num_heads)
+            ),
         )
 
     def bytes_per_token(self, dtype: str) -> int:
@@ -122,7 +126,9 @@ LAWS: Mapping[str, Callable[[float | None, float | None, float | None], dict[str
 
 
 def _kv_heads(config: Keys, model_type: str, num_heads: int) -> int:
-    """How many there are where no key says: one a query head, but for families that have a number of their own."""
+    """How many there are where no usual key says: ChatGLM's groups, a family's own number, or one a query head."""
+    if config.flag("multi_query_attention", False):
+        return config.size("multi_query_group_num", 1)
     return num_heads if config.is_null("num_key_value_heads") else DEFAULT_KV_HEADS.get(model_type, num_heads)
 
 
