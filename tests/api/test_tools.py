@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,14 @@ def test_calls_are_read_however_the_answer_is_cut(case: str) -> None:
         assert "".join(one.text for one in said) == (answer if text is None else text)
         assert [call["function"]["name"] for one in said for call in one.calls] == names
         assert reader.num_calls == len(names)
+
+
+def test_an_answer_has_one_call_where_calls_may_not_stand_side_by_side() -> None:
+    own = replace(tools(Style()), is_parallel=False)
+    reader = CallReader(own)
+    said = [reader.push(TAGGED), reader.push(TAGGED), reader.push("", is_last=True)]
+    assert [len(one.calls) for one in said] == [1, 0, 0]
+    assert reader.num_calls == 1
 
 
 def test_a_template_that_knows_tools_writes_them_itself(tmp_path: Path) -> None:

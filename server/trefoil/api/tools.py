@@ -189,7 +189,10 @@ class Said:
 
 
 class CallReader:
-    """Tells an answer's calls from its text as it comes. What turns out to be no call is text: nothing is lost."""
+    """Tells an answer's calls from its text as it comes. What turns out to be no call is text: nothing is lost.
+
+    Where calls may not stand side by side, the first is the answer's.
+    """
 
     def __init__(self, tools: Tools | None) -> None:
         self._tools = tools
@@ -202,6 +205,8 @@ class CallReader:
         self._held += text
         said = Said(self._let_go(len(self._held))) if self._is_text else self._sorted()
         said = self._ended(said) if is_last else said
+        if self._tools is not None and not self._tools.is_parallel:
+            said = Said(said.text, said.calls[: 0 if self.num_calls else 1])
         self.num_calls += len(said.calls)
         return said
 

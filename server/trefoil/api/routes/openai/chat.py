@@ -114,8 +114,8 @@ class ChatRequest(GenerationParams):
             if choice.function.name not in names:
                 raise InvalidRequest("no tool has this name", param="tool_choice.function.name")
             names = [choice.function.name]
-        if self.wanted is not None:
-            raise InvalidRequest("cannot be kept beside tools, unless tool_choice is none", param=self.wanted.param)
+        if (form := self.wanted) is not None:
+            raise InvalidRequest("cannot be kept beside tools, unless tool_choice is none", param=form.param)
         is_forced = choice not in (None, "auto")
         if is_forced:
             self.check_beside("tool_choice")
