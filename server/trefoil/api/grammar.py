@@ -70,7 +70,7 @@ class Wanted:
         try:
             rules = self._rules()
             if len(rules) > MAX_GRAMMAR_CHARS:
-                raise InvalidRequest(f"longer than {MAX_GRAMMAR_CHARS} characters", param=self.param)
+                raise InvalidRequest(f"{self.param}: longer than {MAX_GRAMMAR_CHARS} characters", param=self.param)
             made = LLMatcher.grammar_from_lark(f"{rules}\n{OPTIONS}")
             why = LLMatcher.validate_grammar(made)
         except InvalidRequest:
@@ -82,7 +82,7 @@ class Wanted:
                 raise
             why = "the library that reads it fails"
         if why:
-            raise InvalidRequest(f"cannot be followed: {_told(why)}", param=self.param)
+            raise InvalidRequest(f"{self.param}: cannot be followed: {_told(why)}", param=self.param)
         return made
 
 
@@ -120,7 +120,7 @@ def of_format(asked: ResponseFormat | None) -> list[Wanted]:
     if asked.type == "json_object":
         return [of_schema(ANY_OBJECT, "response_format")]
     if asked.json_schema is None:
-        raise InvalidRequest("field required", param="response_format.json_schema")
+        raise InvalidRequest("response_format.json_schema: field required", param="response_format.json_schema")
     return [of_schema(asked.json_schema.content, "response_format.json_schema.schema")]
 
 
@@ -146,7 +146,11 @@ def _read(schema: Schema | str) -> Schema:
     try:
         read = json.loads(schema)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"is no valid JSON: {error}", param="structured_outputs.json") from error
+        raise InvalidRequest(
+            f"structured_outputs.json: no valid JSON: {error}", param="structured_outputs.json"
+        ) from error
     if not isinstance(read, dict):
-        raise InvalidRequest("must be a schema, which is an object", param="structured_outputs.json")
+        raise InvalidRequest(
+            "structured_outputs.json: must be a schema, which is an object", param="structured_outputs.json"
+        )
     return read

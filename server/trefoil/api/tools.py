@@ -76,7 +76,8 @@ class ToolCall(BaseModel):
         try:
             arguments = json.loads(self.function.arguments or "{}")
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"is no valid JSON: {error}", param=f"{param}.function.arguments") from error
+            param = f"{param}.function.arguments"
+            raise InvalidRequest(f"{param}: no valid JSON: {error}", param=param) from error
         return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
 
 

@@ -102,7 +102,7 @@ class ChatRequest(GenerationParams):
         """What may be called, or must be. Raises InvalidRequest."""
         choice = self.tool_choice
         if not self.tools and (choice == "required" or isinstance(choice, NamedTool)):
-            raise InvalidRequest("there are no tools to choose from", param="tool_choice")
+            raise InvalidRequest("tool_choice: there are no tools to choose from", param="tool_choice")
         if not self.tools or choice == "none":
             return None
         functions = [tool.function for tool in self.tools]
@@ -112,10 +112,13 @@ class ChatRequest(GenerationParams):
                 raise InvalidRequest(f"there are two functions {name}", param=f"tools[{at}].function.name")
         if isinstance(choice, NamedTool):
             if choice.function.name not in names:
-                raise InvalidRequest("no tool has this name", param="tool_choice.function.name")
+                raise InvalidRequest(
+                    f"tool_choice: no tool is called {choice.function.name[:80]!r}", param="tool_choice.function.name"
+                )
             names = [choice.function.name]
         if (form := self.wanted) is not None:
-            raise InvalidRequest("cannot be kept beside tools, unless tool_choice is none", param=form.param)
+            message = f"{form.param} cannot be kept beside tools, unless tool_choice is none"
+            raise InvalidRequest(message, param=form.param)
         is_forced = choice not in (None, "auto")
         if is_forced:
             self.check_beside("tool_choice")

@@ -42,13 +42,13 @@ class Grammar(BaseModel):
         param = "parameters.grammar.value"
         if self.type == "regex":
             if not isinstance(self.value, str):
-                raise InvalidRequest("must be a regular expression", param=param)
+                raise InvalidRequest(f"{param}: must be a regular expression", param=param)
             return of_regex(self.value, param)
         schema = self.value
         if self.type == "json_schema" and isinstance(schema, dict):
             param, schema = f"{param}.schema", schema.get("schema", {})
         if not isinstance(schema, dict):
-            raise InvalidRequest("must be a JSON schema, which is an object", param=param)
+            raise InvalidRequest(f"{param}: must be a JSON schema, which is an object", param=param)
         return of_schema(schema, param)
 
 
@@ -87,7 +87,9 @@ class Parameters(BaseModel):
     def wanted(self) -> Wanted | None:
         """What the text must look like. Raises InvalidRequest where it could not be kept."""
         if self.grammar is not None and self.no_repeat_ngram_size:
-            raise InvalidRequest("cannot be kept beside a grammar", param="parameters.no_repeat_ngram_size")
+            raise InvalidRequest(
+                "no_repeat_ngram_size cannot be kept beside a grammar", param="parameters.no_repeat_ngram_size"
+            )
         return None if self.grammar is None else self.grammar.wanted
 
     @property
