@@ -177,6 +177,10 @@ class Tokenizer:
         """Does the folder or its family say how chats are written?"""
         return self.has_chat_template or self._family_chat is not None
 
+    def end_ids(self, named: tuple[int, ...]) -> tuple[int, ...]:
+        """What ends texts: the ids that the folder names, or else the tokenizer's own."""
+        return named or (() if self.eos_id is None else (self.eos_id,))
+
     @property
     def turn_end_ids(self) -> tuple[int, ...]:
         """What ends a turn of a chat besides the folder's eos, also where the folder stores a template."""

@@ -22,6 +22,11 @@ TrefoilError
 from typing import ClassVar
 
 
+def is_panic(error: BaseException) -> bool:
+    """A library written in Rust gave up, which Python is not told by an Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 class InvalidSetting(ValueError):
     """A flag or variable with a value that cannot be; said in one line before anything starts."""
 

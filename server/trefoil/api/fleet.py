@@ -396,7 +396,7 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
     try:
         folder = ModelFolder.read(find_folder(source.source))
         tokenizer = Tokenizer.load(folder.path)
-        eos_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
+        eos_ids = tokenizer.end_ids(folder.eos_ids)
         defaults, labels = folder.defaults, folder.labels
         sentences = SentenceFiles.read(folder.path)
     except (CheckpointError, TokenizerError) as error:

@@ -14,7 +14,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.text import StopText, Text
-from trefoil.errors import InvalidRequest
+from trefoil.errors import InvalidRequest, is_panic
 
 MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_CHOICES = 10_000
@@ -78,7 +78,7 @@ class Wanted:
         except Exception as error:  # a parser of the library raises what it likes
             why = str(error)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # a panic of the library, which is no Exception
+            if not is_panic(error):
                 raise
             why = "the library that reads it fails"
         if why:

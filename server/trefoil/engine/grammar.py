@@ -15,6 +15,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from trefoil.errors import is_panic
 from trefoil_models.tokenizer import HALF, Tokenizer
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def guarded(work: Callable[[], T]) -> T:
     except GrammarError:
         raise
     except BaseException as error:
-        if isinstance(error, (ValueError, RuntimeError)) or type(error).__name__ == "PanicException":
+        if isinstance(error, (ValueError, RuntimeError)) or is_panic(error):
             log.warning("grammar_failed", why=str(error))
             raise GrammarError("the library that follows it fails") from error
         raise

@@ -97,7 +97,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         grammars=Grammars(
             tokenizer,
             vocab_size=model.config.vocab_size,
-            eos_ids=blueprint.folder.eos_ids or [i for i in [tokenizer.eos_id] if i is not None],
+            eos_ids=tokenizer.end_ids(blueprint.folder.eos_ids),
             begins_texts=model.kind == "encoder-decoder",
         ),
     )

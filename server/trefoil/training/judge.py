@@ -39,7 +39,7 @@ class Judge:
         if label is not None and label not in folder.labels:
             raise CheckpointError(f"reward_label {label!r} is none of {', '.join(folder.labels[:20])}")
         model, tokenizer = checkpoint.load(path, dtype=dtype, device=device), Tokenizer.load(path)
-        end_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
+        end_ids = tokenizer.end_ids(folder.eos_ids)
         is_reward_model = model.kind == "decoder" and len(folder.labels) == 1
         return cls(
             model,

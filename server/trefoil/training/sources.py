@@ -39,7 +39,7 @@ class Sources:
         given = read_hyperparameters(spec.method, spec.resolved or spec.hyperparameters, path="hyperparameters")
         folder = ModelFolder.read(Path(spec.base))
         tokenizer = Tokenizer.load(folder.path)
-        end_ids = folder.eos_ids or ((tokenizer.eos_id,) if tokenizer.eos_id is not None else ())
+        end_ids = tokenizer.end_ids(folder.eos_ids)
         if not end_ids and _ends_texts(given):
             raise CheckpointError("the base model has no token that ends a text: its config.json needs eos_token_id")
         limit, start_id = longest_of(folder), _start_id(folder)
