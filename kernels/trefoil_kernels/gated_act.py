@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trefoil_kernels.cpu.library import ACTIVATIONS as NATIVE
 from trefoil_kernels.cpu.library import native_for
-from trefoil_kernels.launch import launch, runs_triton
+from trefoil_kernels.launch import launch, runs_triton, with_whole_rows
 
 BLOCK = 1024
 
@@ -73,7 +73,7 @@ def on_triton(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
 class _GatedAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
-        rows = [x.reshape(-1, x.shape[-1]) for x in (gate_TF, up_TF)]
+        rows = [with_whole_rows(x.reshape(-1, x.shape[-1])) for x in (gate_TF, up_TF)]
         out_TF = torch.empty(gate_TF.shape, dtype=gate_TF.dtype, device=gate_TF.device)
         _launch(_forward, rows, [out_TF], activation)
         ctx.save_for_backward(*rows)

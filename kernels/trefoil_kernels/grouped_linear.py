@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trefoil_kernels.launch import chip, launch
+from trefoil_kernels.launch import chip, launch, with_whole_rows
 
 FEW_PAIRS = 32
 """Up to here each pair reads its weight by itself, so a weight that several chose is read as often, from the cache."""
@@ -83,7 +83,7 @@ def reference(x_RM: Tensor, weights_EFM: Tensor, choice_P: Tensor) -> Tensor:
 
 def grouped_linear(x_RM: Tensor, weights_EFM: Tensor, choice_P: Tensor, ordered: Choice | None) -> Tensor:
     """[P, F] by the kernels below; `ordered` as `in_order` gives it for the same choice (int64). Inference only."""
-    x_RM = x_RM if x_RM.stride(1) == 1 else x_RM.contiguous()
+    x_RM = with_whole_rows(x_RM)
     (num_weights, outs, width), pairs = weights_EFM.shape, len(choice_P)
     out_PF = torch.empty(pairs, outs, dtype=x_RM.dtype, device=x_RM.device)
     sizes = (pairs // len(x_RM), outs, width, x_RM.stride(0))

@@ -45,6 +45,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
             kernel[grid](*args, **constants, enable_fp_fusion=True)
 
 
+def with_whole_rows(x: Tensor) -> Tensor:
+    """The same numbers, those of a row side by side, as kernels read them; rows may lie apart."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 @dataclass(frozen=True, slots=True)
 class RowTile:
     """What one program of a row-wise kernel holds: `rows` rows, `width` padded to the power of two `block`."""

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trefoil_kernels.cpu.library import native_for
-from trefoil_kernels.launch import WIDEST_ROW, launch, row_tile, runs_triton
+from trefoil_kernels.launch import WIDEST_ROW, launch, row_tile, runs_triton, with_whole_rows
 
 BACKWARD_PROGRAMS = 256
 """Programs that share the rows of a backward pass; each keeps its own sums of weight and bias gradients."""
@@ -57,7 +57,7 @@ def on_triton(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Ten
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
-        rows_TM = x_TM.reshape(-1, x_TM.shape[-1])
+        rows_TM = with_whole_rows(x_TM.reshape(-1, x_TM.shape[-1]))
         normed_TM = torch.empty(x_TM.shape, dtype=x_TM.dtype, device=x_TM.device)
         means_T, scales_T = torch.empty(2, len(rows_TM), dtype=torch.float32, device=x_TM.device)
         tile = row_tile(rows_TM.shape[1])

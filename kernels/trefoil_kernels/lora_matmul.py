@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trefoil_kernels.cpu.library import LORA_PANEL, Native, native_for
+from trefoil_kernels.launch import with_whole_rows
 
 
 def reference(y_TO: Tensor, x_TM: Tensor, down_SRM: Tensor, up_SRO: Tensor, slots_T: Tensor) -> Tensor:
@@ -55,8 +56,7 @@ class InPanels:
 
     def add(self, y_TO: Tensor, x_TM: Tensor, slots_T: Tensor) -> Tensor:
         y_TO = y_TO.contiguous()
-        x_TM = x_TM if x_TM.stride(1) == 1 else x_TM.contiguous()
-        self.native.add_lora(y_TO, x_TM, self.down_SRM, self.up_SPRB, slots_T)
+        self.native.add_lora(y_TO, with_whole_rows(x_TM), self.down_SRM, self.up_SPRB, slots_T)
         return y_TO
 
 

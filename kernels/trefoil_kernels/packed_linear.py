@@ -17,6 +17,7 @@ from torch import Tensor
 from trefoil_kernels.cpu import library
 from trefoil_kernels.cpu.build import cpu_flags
 from trefoil_kernels.cpu.library import KINDS, Packed
+from trefoil_kernels.launch import with_whole_rows
 from trefoil_kernels.linear import has_bf16_products, linear
 
 log = structlog.get_logger()
@@ -78,7 +79,7 @@ def products(x_TM: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
     native = library.native()
     if native is None or len(packed) < len(weights) or len({weight.kind for weight in packed}) > 1:
         return [weight.times(x_TM) for weight in weights]
-    return native.packed_products(_with_whole_rows(x_TM), packed)
+    return native.packed_products(with_whole_rows(x_TM), packed)
 
 
 def activated(x_TM: Tensor, weight: Weight, activate: Callable[[Tensor], Tensor]) -> Tensor:
@@ -87,11 +88,7 @@ def activated(x_TM: Tensor, weight: Weight, activate: Callable[[Tensor], Tensor]
     name = {F.gelu: "gelu", F.relu: "relu"}.get(activate)
     if name is None or not isinstance(weight, NativeWeight) or native is None:
         return activate(weight.times(x_TM))
-    return native.packed_products(_with_whole_rows(x_TM), [weight.packed], activation=name)[0]
-
-
-def _with_whole_rows(x_TM: Tensor) -> Tensor:
-    return x_TM if x_TM.stride(1) == 1 else x_TM.contiguous()
+    return native.packed_products(with_whole_rows(x_TM), [weight.packed], activation=name)[0]
 
 
 def _by_onednn(weight_FM: Tensor, bias_F: Tensor | None) -> OneDnnWeight | None:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
-from trefoil_kernels.launch import launch, row_tile, runs_triton
+from trefoil_kernels.launch import launch, row_tile, runs_triton, with_whole_rows
 from trefoil_kernels.rotary import Turn, is_contiguous, rotary, turn_constants, turn_row
 
 
@@ -69,7 +69,7 @@ def page_write(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> N
 
 def on_triton(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
     """By the kernel below."""
-    k_TGD, v_TGD = (x if x.stride(2) == 1 else x.contiguous() for x in (k_TGD, v_TGD))
+    k_TGD, v_TGD = with_whole_rows(k_TGD), with_whole_rows(v_TGD)
     num_rows, kv_heads, width = k_TGD.shape
     tile = row_tile(kv_heads * width)
     launch(
@@ -99,7 +99,7 @@ def rotary_page_write(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor,
 
 def rotary_on_triton(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, turn: Turn, slots_T: Tensor) -> Tensor:
     """By the kernel below."""
-    q_THD, k_TGD, v_TGD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TGD, v_TGD))
+    q_THD, k_TGD, v_TGD = map(with_whole_rows, (q_THD, k_TGD, v_TGD))
     cos_TR, sin_TR = turn.cos_TR.contiguous(), turn.sin_TR.contiguous()
     turned_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     num_rows, heads, width = q_THD.shape

@@ -33,7 +33,7 @@ from trefoil_kernels.attention_tile import (
 )
 from trefoil_kernels.bias import Bias
 from trefoil_kernels.cpu.library import Keys, attention_for, biases
-from trefoil_kernels.launch import chip, launch, num_processors, runs_triton
+from trefoil_kernels.launch import chip, launch, num_processors, runs_triton, with_whole_rows
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import Pages
@@ -188,7 +188,7 @@ def on_triton(
     bias: Bias | None = None,
 ) -> Tensor:
     """By the kernels below: leading one-row sequences split along their keys, the others in tiles of rows."""
-    q_THD = q_THD if q_THD.stride(2) == 1 else q_THD.contiguous()
+    q_THD = with_whole_rows(q_THD)
     call = _Call(q_THD, pages, table, torch.empty_like(q_THD), mask, scale, kernel_bias(bias, q_THD))
     singles = next((n for n, rows in enumerate(packing.lens) if rows != 1), len(packing.lens))
     call.one_row_each(singles)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trefoil_kernels.cpu.library import native_for
-from trefoil_kernels.launch import WIDEST_ROW, launch, row_tile, runs_triton
+from trefoil_kernels.launch import WIDEST_ROW, launch, row_tile, runs_triton, with_whole_rows
 
 BACKWARD_PROGRAMS = 256
 """Programs that share the rows of a backward pass; each keeps its own sum of weight gradients."""
@@ -69,8 +69,8 @@ class _RmsNorm(torch.autograd.Function):
         ctx: Any, x_TM: Tensor, residual_TM: Tensor | None, weight_M: Tensor, eps: float
     ) -> tuple[Tensor, Tensor | None]:
         width = x_TM.shape[-1]
-        rows_TM = x_TM.reshape(-1, width)
-        added_TM = rows_TM if residual_TM is None else residual_TM.reshape(-1, width)
+        rows_TM = with_whole_rows(x_TM.reshape(-1, width))
+        added_TM = rows_TM if residual_TM is None else with_whole_rows(residual_TM.reshape(-1, width))
         normed_TM = torch.empty(x_TM.shape, dtype=x_TM.dtype, device=x_TM.device)
         summed_TM = rows_TM if residual_TM is None else torch.empty_like(normed_TM)
         scale_T = torch.empty(len(rows_TM), dtype=torch.float32, device=x_TM.device)

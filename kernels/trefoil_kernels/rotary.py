@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
-from trefoil_kernels.launch import launch, runs_triton
+from trefoil_kernels.launch import launch, runs_triton, with_whole_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class _Rotary(torch.autograd.Function):
 
 def on_triton(x_THD: Tensor, turn: Turn) -> Tensor:
     """By the kernel below."""
-    x_THD = x_THD if x_THD.stride(2) == 1 else x_THD.contiguous()
+    x_THD = with_whole_rows(x_THD)
     turned_THD = torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device)
     num_rows, heads, width = x_THD.shape
     launch(

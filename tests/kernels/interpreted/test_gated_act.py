@@ -20,3 +20,8 @@ def test_gated_act_takes_halves_of_a_fused_projection(shape: tuple[int, ...]) ->
     fused = torch.randn(*shape[:-1], 2 * shape[-1], requires_grad=True)
     kernel, plain = (lambda x, act=act: act(*x.chunk(2, -1), "silu") for act in (gated_act, reference))
     assert_agrees(kernel, plain, [fused])
+
+
+def test_numbers_of_a_row_may_lie_apart() -> None:
+    inputs = [torch.randn(16, 7).T.requires_grad_() for _ in range(2)]
+    assert_agrees(lambda *of: gated_act(*of, "silu"), lambda *of: reference(*of, "silu"), inputs)

@@ -25,3 +25,8 @@ def test_a_large_mean_does_not_drown_the_variance() -> None:
 def test_rows_may_be_slices_of_wider_ones() -> None:
     wide, weight_M, bias_M = torch.randn(7, 3, 16), torch.randn(16), torch.randn(16)
     assert_close(layer_norm(wide[:, 1], weight_M, bias_M, 1e-5), reference(wide[:, 1], weight_M, bias_M, 1e-5))
+
+
+def test_numbers_of_a_row_may_lie_apart() -> None:
+    inputs = [x.requires_grad_() for x in (torch.randn(16, 7).T, torch.randn(16), torch.randn(16))]
+    assert_agrees(lambda *of: layer_norm(*of, 1e-5), lambda *of: reference(*of, 1e-5), inputs)

@@ -46,6 +46,16 @@ def test_rows_may_be_slices_of_wider_ones() -> None:
     assert_close(rms_norm(wide[:, 1], weight_M, 1e-6), reference(wide[:, 1], weight_M, 1e-6))
 
 
+def test_numbers_of_a_row_may_lie_apart() -> None:
+    x, residual, weight_M = torch.randn(16, 7).T, torch.randn(16, 7).T, torch.randn(16)
+    assert_agrees(
+        lambda *of: add_rms_norm(*of, 1e-6),
+        lambda x, y, weight_M: (reference(x + y, weight_M, 1e-6), x + y),
+        [x.requires_grad_(), residual.requires_grad_(), weight_M.requires_grad_()],
+    )
+    assert_close(rms_norm(x, weight_M, 1e-6), reference(x, weight_M, 1e-6))
+
+
 def test_no_rows_give_no_rows_and_no_gradient() -> None:
     x, weight_M = torch.randn(0, 8, requires_grad=True), torch.randn(8, requires_grad=True)
     rms_norm(x, weight_M, 1e-6).sum().backward()
