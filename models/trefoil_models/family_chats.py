@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import tokenizers
@@ -92,12 +93,11 @@ def turns(messages: Messages, *roles: str) -> Iterator[tuple[str, str]]:
         yield role, message_text(message)
 
 
-def taking_turns(messages: Messages, asks: bool) -> list[str]:
-    """What user and assistant say by turns, the user first and, where an answer is asked for, last.
+def by_turns(said: Sequence[tuple[str, str]], asks: bool) -> list[str]:
+    """What is said by user and assistant in turn, the user first and, where an answer is asked for, last.
 
     Raises ChatTemplateError.
     """
-    said = list(turns(messages, "user", "assistant"))
     if any(role != ("user", "assistant")[number % 2] for number, (role, _) in enumerate(said)):
         raise ChatTemplateError("this family's chats begin with the user, and user and assistant take turns")
     if not said or (asks and len(said) % 2 == 0):
@@ -117,7 +117,7 @@ def _chatglm(folder: Folder) -> FamilyChat | None:
 
 def _chatglm_6b(messages: Messages, asks: bool) -> Iterator[Part]:
     """A lone question as it is, else rounds from 0; the answer to the last stands behind the prompt's tokens."""
-    said = taking_turns(messages, asks)
+    said = by_turns(list(turns(messages, "user", "assistant")), asks)
     answer = [said.pop()] if len(said) % 2 == 0 else []
     rounds = (f"{text}\n" if n % 2 else f"[Round {n // 2}]\n问：{text}\n答：" for n, text in enumerate(said))
     yield Part("".join(rounds) if len(said) > 1 else said[0])
@@ -129,7 +129,7 @@ def _chatglm2(messages: Messages, asks: bool) -> Iterator[Part]:
     """Rounds of a question and its answer, counted from 1, as one text."""
     rounds = (
         f"{ANSWER}{text}" if n % 2 else f"{NEXT if n else ''}[Round {n // 2 + 1}]{NEXT}问：{text}"
-        for n, text in enumerate(taking_turns(messages, asks))
+        for n, text in enumerate(by_turns(list(turns(messages, "user", "assistant")), asks))
     )
     yield from (token("[gMASK]"), token("sop"), Part("".join(rounds) + (ANSWER if asks else "")))
 
@@ -222,16 +222,12 @@ def _llama2(messages: Messages, asks: bool) -> Iterator[Part]:
     said, system = list(turns(messages, "system", "user", "assistant")), ""
     if said and said[0][0] == "system":
         system = f"<<SYS>>\n{said.pop(0)[1]}\n<</SYS>>\n\n"
-    for number, (role, text) in enumerate(said):
-        if role != ("user", "assistant")[number % 2]:
-            raise ChatTemplateError("this family's chats begin with the user, and user and assistant take turns")
-        if role == "user":
-            asked = f"[INST] {system if number == 0 else ''}{text.strip()} [/INST]"
-            yield token("<s>")
-            if number + 1 == len(said):
-                yield Part(asked)
-        else:
-            yield from (Part(f"{asked} {text.strip()} "), token("</s>"))
+    texts = by_turns(said, asks)
+    for question, answer in zip_longest(texts[::2], texts[1::2]):
+        asked, system = f"[INST] {(system + question).strip()} [/INST]", ""
+        yield from (token("<s>"), Part(asked if answer is None else f"{asked} {answer.strip()} "))
+        if answer is not None:
+            yield token("</s>")
 
 
 def _deepseek(folder: Folder) -> FamilyChat | None:

@@ -98,8 +98,13 @@ def test_llama_2_begins_and_ends_each_round(tmp_path: Path) -> None:
     first = f"[INST] <<SYS>>\nbe kind\n<</SYS>>\n\n{QUESTION} [/INST] {ANSWER} "
     last = f"[INST] {NEXT.strip()} [/INST]"
     assert ids_of(tmp_path, [SYSTEM, *TALK]) == [1, *original.encode(first), 2, 1, *original.encode(last)]
+    led = "[INST] <<SYS>>\nbe kind\n<</SYS>>\n\n  hi [/INST]"  # stripped as a whole, the system's words before it
+    assert ids_of(tmp_path, [SYSTEM, {"role": "user", "content": "  hi "}]) == [1, *original.encode(led)]
     with pytest.raises(ChatTemplateError, match="take turns"):
         ids_of(tmp_path, TALK[1:])
+    for unanswerable in ([SYSTEM], TALK[:2]):
+        with pytest.raises(ChatTemplateError, match="a message of the user, which must be the last"):
+            ids_of(tmp_path, unanswerable)
     about(tmp_path, model_type="llama", vocab_size=32000, max_position_embeddings=2048)  # LLaMA 1 has no chat
     assert not Tokenizer.load(tmp_path).writes_chats
 
