@@ -63,13 +63,16 @@ def read_config(keys: Keys) -> Config:
     return read_latent(keys, in_deep_layers(keys, mixture), max_positions=2048, mlp_bias=keys.flag("mlp_bias", False))
 
 
-def read_groups(keys: Keys, num_experts: int) -> tuple[int, int]:
-    """How many groups the experts stand in, and in how many of them a row may look. Raises CheckpointError."""
+def read_groups(keys: Keys, num_experts: int, *, smallest: int = 1) -> tuple[int, int]:
+    """How many groups the experts stand in, and in how many of them a row may look. Raises CheckpointError.
+
+    `smallest`: how many experts of a group its rank is told by.
+    """
     groups, kept = keys.size("n_group"), keys.size("topk_group")
-    if num_experts % groups or kept > groups:
+    if num_experts % groups or num_experts // groups < smallest or kept > groups:
         raise CheckpointError(
-            f"config.json: n_group {groups} must divide n_routed_experts {num_experts} "
-            f"and be at least topk_group {kept}"
+            f"config.json: n_group {groups} must divide n_routed_experts {num_experts} into groups of {smallest} or "
+            f"more, and be at least topk_group {kept}"
         )
     return groups, kept
 

@@ -20,7 +20,7 @@ def read_config(keys: Keys) -> Config:
     keys.refuse("topk_method", "noaux_tc")
     num_experts, top_k = read_choice(keys, "n_routed_experts", num_experts=256, top_k=8)
     inner = keys.size("moe_intermediate_size", 2048)
-    groups, kept = read_groups(Keys({**DEFAULT_GROUPS, **keys.values}), num_experts)
+    groups, kept = read_groups(Keys({**DEFAULT_GROUPS, **keys.values}), num_experts, smallest=2)
     mixture = MixtureShape(
         num_experts,
         inner,
