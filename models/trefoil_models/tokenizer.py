@@ -69,6 +69,7 @@ class Tokenizer:
         self._decoder = backend.decoder
         decoding = _state(backend.decoder)
         self._spells_bytes = "ByteFallback" in decoding
+        self._marks_words = WORD_MARK in decoding
         self._alphabet = byte_alphabet() if "ByteLevel" in decoding else {}
         self.chat_template = template
         self.has_chat_template = template is not None
@@ -163,14 +164,14 @@ class Tokenizer:
         token = self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_len else None
         if token is None:
             return b""
-        if token_id in self._added_ids:
+        if token_id in self._added_ids and not self._marks_words:
             return token.encode()
         if self._alphabet and all(letter in self._alphabet for letter in token):
             return bytes(self._alphabet[letter] for letter in token)
         if self._spells_bytes and (byte := BYTE_PIECE.fullmatch(token)):
             return bytes([int(byte[1], 16)])
         text = token.removesuffix(WORD_END) + " " if self._marks_word_ends and token.endswith(WORD_END) else token
-        return text.replace(WORD_MARK, " ").encode()
+        return (text.replace(WORD_MARK, " ") if self._marks_words else text).encode()
 
     @property
     def writes_chats(self) -> bool:

@@ -299,6 +299,14 @@ def test_user_defined_pieces_are_text_to_sentencepiece(tmp_path: Path) -> None:
         assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
 
 
+def test_user_defined_runs_of_spaces_stand_for_spaces(tmp_path: Path) -> None:
+    folder = train(tmp_path, {}, model_type="bpe", byte_fallback=True, user_defined_symbols="▁▁", **LLAMA)
+    ours, theirs = Tokenizer.load(folder), original(folder)
+    ids = theirs.encode("a  b")
+    assert theirs.piece_to_id("▁▁") in ids
+    assert b"".join(map(ours.token_bytes, ids)).decode() == " " + theirs.decode(ids)
+
+
 @pytest.mark.parametrize("text", [text for text in [*TEXTS, *SPECIALS] if text])
 def test_offsets_point_into_the_text_itself(shelf: dict[str, Path], text: str) -> None:
     found = Tokenizer.load(shelf["bpe"]).encode(text)
