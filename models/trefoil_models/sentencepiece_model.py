@@ -157,7 +157,7 @@ def build(model: SentencePieceModel, spelled: Mapping[str, str] | None = None) -
         [
             AddedToken(
                 piece.text,
-                normalized=piece.text in spelled.values(),
+                normalized=piece.text in spelled.values() or _is_found_normalized(piece, model),
                 special=piece.kind != Kind.USER_DEFINED,
                 single_word=piece.kind == Kind.CONTROL and piece.text.isalpha(),
             )
@@ -166,6 +166,15 @@ def build(model: SentencePieceModel, spelled: Mapping[str, str] | None = None) -
         ]
     )
     return backend
+
+
+def _is_found_normalized(piece: Piece, model: SentencePieceModel) -> bool:
+    """Must spaces have become word marks where it is looked for?
+
+    A Unigram model finds such a piece by itself, and what trims spaces would trim the piece too.
+    """
+    is_spaced = piece.kind == Kind.USER_DEFINED and WORD_MARK in piece.text
+    return is_spaced and model.algorithm == Algorithm.BPE and not model.trims_spaces
 
 
 def join_bytes(tokens: Iterable[str]) -> list[str]:

@@ -302,9 +302,11 @@ def test_user_defined_pieces_are_text_to_sentencepiece(tmp_path: Path) -> None:
 def test_user_defined_runs_of_spaces_stand_for_spaces(tmp_path: Path) -> None:
     folder = train(tmp_path, {}, model_type="bpe", byte_fallback=True, user_defined_symbols="▁▁", **LLAMA)
     ours, theirs = Tokenizer.load(folder), original(folder)
-    ids = theirs.encode("a  b")
-    assert theirs.piece_to_id("▁▁") in ids
-    assert b"".join(map(ours.token_bytes, ids)).decode() == " " + theirs.decode(ids)
+    for text in ["a  b", " a", "a   b  "]:
+        ids = theirs.encode(text)
+        assert theirs.piece_to_id("▁▁") in ids
+        assert ours.encode_ids(text, add_special_tokens=False) == ids
+        assert b"".join(map(ours.token_bytes, ids)).decode() == " " + theirs.decode(ids)
 
 
 @pytest.mark.parametrize("text", [text for text in [*TEXTS, *SPECIALS] if text])
