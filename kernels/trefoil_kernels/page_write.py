@@ -117,9 +117,13 @@ def rotary_on_triton(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, 
 
 
 def copy_pages(pages: Pages, sources_C: Tensor, targets_C: Tensor) -> None:
-    """Copy whole pages (int64 [C] page numbers); no target may be a source."""
+    """Copy whole pages (int64 [C] page numbers, contiguous); no target may be a source."""
+    native = native_for(*pages.tensors)
     for x_PSGD in pages.tensors:
-        x_PSGD.index_copy_(0, targets_C, x_PSGD[sources_C])
+        if native is None:
+            x_PSGD.index_copy_(0, targets_C, x_PSGD[sources_C])
+        else:
+            native.page_copy(x_PSGD, sources_C, targets_C)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -33,11 +33,13 @@ from trefoil_kernels.cpu.structures import (
     Gating,
     Int,
     LayerNorm,
+    Likeliest,
     Long,
     Lookup,
     Lora,
     PackedProduct,
     PackedWeight,
+    PageCopy,
     PageWrite,
     Pointer,
     Product,
@@ -131,8 +133,10 @@ class Native:
         self._gate = _Function(library, "gate")
         self._scale = _Function(library, "scale")
         self._page_write = _Function(library, "page_write")
+        self._page_copy = _Function(library, "page_copy")
         self._lookup = _Function(library, "lookup")
         self._argmax = _Function(library, "argmax")
+        self._likeliest = _Function(library, "likeliest")
         self._packed_bytes = _declared(library, "packed_bytes", [Int, Long, Long], Long)
         self._pack = _declared(library, "pack", [Int, Pointer, Pointer, Pointer, Long, Long])
         self._play = _declared(library, "play", [Pointer, Long], Int)
@@ -375,6 +379,11 @@ class Native:
         tensors = (tensor.data_ptr() for tensor in (rows_TGD, pages_PSGD, slots_T))
         self._ask(self._page_write, PageWrite(*tensors, len(rows_TGD), rows_TGD.stride(0) * size, row_bytes))
 
+    def page_copy(self, pages_PSGD: Tensor, sources_C: Tensor, targets_C: Tensor) -> None:
+        """Copy pages to others (int64, contiguous); no target may be a source, or another's target."""
+        tensors = (tensor.data_ptr() for tensor in (pages_PSGD, sources_C, targets_C))
+        self._ask(self._page_copy, PageCopy(*tensors, len(sources_C), pages_PSGD[0].nbytes))
+
     def lookup(self, ids_T: Tensor, table_VM: Tensor) -> Tensor:
         """The table's rows of these ids (int64), both contiguous. Raises IndexError."""
         length, width = table_VM.shape
@@ -389,6 +398,18 @@ class Native:
         out_T = self._empty((rows,), torch.int64)
         self._ask(self._argmax, Argmax(x_TV.data_ptr(), out_T.data_ptr(), rows, width, KINDS[x_TV.dtype]))
         return out_T
+
+    def likeliest(self, x_TV: Tensor, count: int, never: Tensor) -> tuple[Tensor, Tensor]:
+        """log p of the likeliest ids of each row of logits, float32, and these ids, int64, [T, count] each.
+
+        Likeliest first, of equals the lower id, and none of `never` (int64, in order); x is contiguous. Where there are
+        fewer, log p of the others is minus infinity.
+        """
+        rows, width = x_TV.shape
+        logprobs_TC, ids_TC = (self._empty((rows, count), dtype) for dtype in (torch.float32, torch.int64))
+        tensors = (tensor.data_ptr() for tensor in (x_TV, never, logprobs_TC, ids_TC))
+        self._ask(self._likeliest, Likeliest(*tensors, rows, width, len(never), count, KINDS[x_TV.dtype]))
+        return logprobs_TC, ids_TC
 
 
 def native_for(*tensors: Tensor) -> Native | None:

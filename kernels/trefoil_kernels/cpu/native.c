@@ -1208,6 +1208,8 @@ int trefoil_gate(const struct gating *g) {
     return 0;
 }
 
+enum { SMALL_COPY = 1 << 16 }; /* bytes for which waking another thread does not pay */
+
 /* Copies each row's heads to its slot; `bytes` a row. */
 struct page_write {
     const char *rows;
@@ -1219,6 +1221,20 @@ struct page_write {
 int trefoil_page_write(const struct page_write *w) {
     for (long r = 0; r < w->count; r++)
         memcpy(w->pages + w->slots[r] * w->bytes, w->rows + r * w->row_stride, w->bytes);
+    return 0;
+}
+
+/* Copies whole pages; `bytes` a page. */
+struct page_copy {
+    char *pages;
+    const int64_t *sources, *targets;
+    int64_t count, bytes;
+};
+
+int trefoil_page_copy(const struct page_copy *c) {
+#pragma omp parallel for schedule(static) if (c->count * c->bytes >= SMALL_COPY)
+    for (long i = 0; i < c->count; i++)
+        memcpy(c->pages + c->targets[i] * c->bytes, c->pages + c->sources[i] * c->bytes, c->bytes);
     return 0;
 }
 
@@ -1263,6 +1279,80 @@ int trefoil_argmax(const struct argmax *a) {
     for (long r = 0; r < a->rows; r++) {
         const void *row = shifted(a->kind, a->x, r * a->width);
         a->out[r] = a->kind == F32 ? greatest_at(F32, row, a->width) : greatest_at(BF16, row, a->width);
+    }
+    return 0;
+}
+
+enum { SOME = 1024 };
+
+/* The `count` likeliest entries of each row, likeliest first, of equals the first, and none of `never`, which is in order;
+   where there are not as many, log p of the others is minus infinity. */
+struct likeliest {
+    const void *x;
+    const int64_t *never;
+    float *logprobs; /* `count` a row: log p among all entries */
+    int64_t *ids;    /* likewise */
+    int64_t rows, width, num_never, count;
+    int32_t kind;
+};
+
+INLINE int is_any_above(floats x, float bound) {
+#ifdef __AVX512F__
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+#else
+    return greatest(x) > bound;
+#endif
+}
+
+INLINE int is_never(const struct likeliest *l, long id) {
+    long from = 0, to = l->num_never;
+    while (from < to) {
+        long middle = (from + to) / 2;
+        if (l->never[middle] < id) from = middle + 1;
+        else to = middle;
+    }
+    return from < l->num_never && l->never[from] == id;
+}
+
+/* log sum exp(x) where `most` is the greatest; sums of many lose digits, hence of some at a time. */
+INLINE float log_sum(enum kind kind, const void *row, long width, float most) {
+    double total = 0;
+    for (long from = 0; from < width; from += SOME) {
+        floats sums = {0};
+        long at = from, to = least(from + SOME, width);
+        for (; at + LANES <= to; at += LANES) sums += exp_below_zero(in_order(kind, row, at) - all(most));
+        for (; at < to; at++) total += expf(number(kind, row, at) - most);
+        total += sum(sums);
+    }
+    return most + (float)log(total);
+}
+
+INLINE void likeliest_of(enum kind kind, const struct likeliest *l, long r) {
+    const void *row = shifted(kind, l->x, r * l->width);
+    float *best = l->logprobs + r * l->count, *last = best + l->count - 1, most = -INFINITY;
+    int64_t *ids = l->ids + r * l->count;
+    for (long i = 0; i < l->count; i++) best[i] = -INFINITY, ids[i] = 0;
+    for (long from = 0; from < l->width; from += LANES) {
+        long to = least(from + LANES, l->width);
+        if (to == from + LANES && !is_any_above(in_order(kind, row, from), *last)) continue;
+        for (long id = from; id < to; id++) {
+            float x = number(kind, row, id);
+            most = x > most ? x : most;
+            if (!(x > *last) || is_never(l, id)) continue;
+            long at = l->count - 1;
+            for (; at && best[at - 1] < x; at--) best[at] = best[at - 1], ids[at] = ids[at - 1];
+            best[at] = x, ids[at] = id;
+        }
+    }
+    float total = log_sum(kind, row, l->width, most);
+    for (long i = 0; i < l->count; i++) best[i] -= total;
+}
+
+int trefoil_likeliest(const struct likeliest *l) {
+#pragma omp parallel for schedule(static) if (l->rows > 1)
+    for (long r = 0; r < l->rows; r++) {
+        if (l->kind == F32) likeliest_of(F32, l, r);
+        else likeliest_of(BF16, l, r);
     }
     return 0;
 }

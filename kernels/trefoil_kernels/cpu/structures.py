@@ -149,6 +149,14 @@ class PageWrite(Asked):
     ]
 
 
+class PageCopy(Asked):
+    """struct page_copy"""
+
+    grows = None
+
+    _fields_ = [*((name, Pointer) for name in ("pages", "sources", "targets")), ("count", Long), ("bytes", Long)]
+
+
 class Lookup(Asked):
     """struct lookup"""
 
@@ -164,6 +172,16 @@ class Argmax(Asked):
     """struct argmax"""
 
     _fields_ = [("x", Pointer), ("out", Pointer), ("rows", Long), ("width", Long), ("kind", Int)]
+
+
+class Likeliest(Asked):
+    """struct likeliest"""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("x", "never", "logprobs", "ids")),
+        *((name, Long) for name in ("rows", "width", "num_never", "count")),
+        ("kind", Int),
+    ]
 
 
 class Call(ctypes.Structure):

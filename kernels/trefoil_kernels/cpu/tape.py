@@ -5,6 +5,7 @@ lies in a `Scratch`. Anything that torch itself would compute on the way cannot 
 """
 
 import ctypes
+import math
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -33,14 +34,20 @@ class Scratch:
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray[Any, Any]]] = defaultdict(list)
+        self.num_bytes = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor whose memory comes back here when nobody looks at it any more."""
-        count = dtype.itemsize
-        for size in shape:
-            count *= size
-        free = self._free[count]
-        owner = free.pop() if free else np.empty(count + ALIGNMENT, dtype=np.uint8)
+        """A tensor whose memory comes back here when nobody looks at it any more.
+
+        It is given out by powers of two, so that passes of any numbers of rows have room in that of the largest.
+        """
+        count = math.prod(shape) * dtype.itemsize
+        size = 1 << (count - 1).bit_length()
+        free = self._free[size]
+        if not free:
+            free.append(np.empty(size + ALIGNMENT, dtype=np.uint8))
+            self.num_bytes += size
+        owner = free.pop()
         start = -owner.ctypes.data % ALIGNMENT
         lent = owner[start : start + count]
         weakref.finalize(lent, free.append, owner)
@@ -63,7 +70,7 @@ class Tape:
     """
 
     def __init__(self, recording: Recording, out: Tensor, rows: int | None, play: Callable[[Any, int], None]) -> None:
-        self._recording, self._out, self._play = recording, out, play
+        self._recording, self._out, self._play = recording, _unheld(out), play
         self._growing = [] if rows is None else _growing(recording, rows)
         self._calls = (Call * len(recording.calls))(
             *(Call(function, ctypes.addressof(asked)) for function, asked in recording.calls)
@@ -106,6 +113,13 @@ class OnlyViews(TorchDispatchMode):
         if any(_memory(one) not in looked_at for one in (out if isinstance(out, (list, tuple)) else [out])):
             raise NotRecordable(f"{func}, which copies here")  # what is called a view may be one only at times
         return out
+
+
+def _unheld(tensor: Tensor) -> Tensor:
+    """The same memory, which its scratch may give out again while this looks at it."""
+    assert tensor.is_contiguous(), "what a tape gives is read row by row"
+    memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -14,29 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trefoil.engine.sampler import adjust, token_scores
+from trefoil.engine.sampler import adjust, is_adjusted, token_scores
 from trefoil.engine.search import Beams, Branch
 from trefoil.engine.sequence import Sequence
 from trefoil.wire import TokenScore
+from trefoil_kernels.cpu.library import native_for
 
 
 def grow_all(logits_NV: Tensor, takers: Seq[Sequence], never: Tensor) -> Iterator[tuple[Beams[Sequence], list[Branch]]]:
     """Let every request's beams grow by one token; rows of a request stand together. No id of `never` is chosen."""
     if not takers:
         return
-    logprobs_NV = logits_NV.log_softmax(-1)
-    logprobs_NV.index_fill_(1, never, -torch.inf)
-    for logprobs_V, taker in zip(logprobs_NV, takers, strict=True):
-        adjust(logprobs_V, taker)
     most = max(taker.beams.num_candidates for taker in takers if taker.beams)
-    top = logprobs_NV.topk(min(most, logprobs_NV.shape[1]), -1)
-    values_NC, ids_NC = top.values.cpu().numpy(), top.indices.cpu().numpy()
+    values_NC, ids_NC = (x.cpu().numpy() for x in _likeliest(logits_NV, takers, min(most, logits_NV.shape[1]), never))
     start = 0
     for beams, members in groupby(takers, key=lambda taker: taker.beams):
         assert beams is not None
         rows = slice(start, start + len(list(members)))
         start = rows.stop
         yield beams, beams.grow(_candidates(beams, values_NC[rows], ids_NC[rows], logits_NV[rows]))
+
+
+def _likeliest(logits_NV: Tensor, takers: Seq[Sequence], count: int, never: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and ids of the `count` best tokens of each row, best first, [N, C] each."""
+    if not any(map(is_adjusted, takers)) and (native := native_for(logits_NV)):
+        return native.likeliest(logits_NV, count, never)
+    logprobs_NV = logits_NV.float().log_softmax(-1)
+    logprobs_NV.index_fill_(1, never, -torch.inf)
+    for logprobs_V, taker in zip(logprobs_NV, takers, strict=True):
+        adjust(logprobs_V, taker)
+    return logprobs_NV.topk(count, -1)
 
 
 def _candidates(beams: Beams[Sequence], values_BC: np.ndarray, ids_BC: np.ndarray, logits_BV: Tensor) -> list[Branch]:

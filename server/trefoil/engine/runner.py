@@ -168,12 +168,12 @@ class Runner:
         """A token for each who takes one alone, and what each search grows to."""
         alone = [n for n, taker in enumerate(takers) if taker.beams is None]
         searching = [n for n, taker in enumerate(takers) if taker.beams is not None]
-        grown = grow_all(_rows(logits_NV, searching).float(), [takers[n] for n in searching], self._never)
+        grown = grow_all(_rows(logits_NV, searching), [takers[n] for n in searching], self._never)
         return self._sampler.choose(_rows(logits_NV, alone), [takers[n] for n in alone]), list(grown)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:
-            sources_C, targets_C = torch.tensor(copies, device=self._pages[0].k_PSGD.device).unbind(1)
+            sources_C, targets_C = torch.tensor(list(zip(*copies, strict=True)), device=self._pages[0].k_PSGD.device)
             for pages in self._pages:
                 copy_pages(pages, sources_C, targets_C)
 

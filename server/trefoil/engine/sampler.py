@@ -69,8 +69,13 @@ class Sampler:
 def is_plain(sequence: Sequence) -> bool:
     """Does the sequence take the likeliest token of the model's own logits, without a score?"""
     params = sequence.params
-    is_held = sequence.num_outputs < params.min_tokens or _forced(sequence) is not None
-    return params.temperature < GREEDY_BELOW and params.logprobs is None and not is_held and not _is_led(params)
+    return params.temperature < GREEDY_BELOW and params.logprobs is None and not is_adjusted(sequence)
+
+
+def is_adjusted(sequence: Sequence) -> bool:
+    """Does `adjust` change what it chooses from now?"""
+    params = sequence.params
+    return sequence.num_outputs < params.min_tokens or _forced(sequence) is not None or _is_led(params)
 
 
 def _on_host(adjusted_NV: Tensor, takers: Seq[Sequence]) -> list[int]:

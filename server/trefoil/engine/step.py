@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trefoil.engine.paged_attend import PagedAttend, Sources
-from trefoil.engine.scheduler import Plan
+from trefoil.engine.scheduler import Chunk, Plan
 from trefoil.engine.sequence import Sequence
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import Pages
@@ -22,10 +22,10 @@ from trefoil_models.attend import Contexts, Rows, places
 
 
 class Buffer:
-    """An int64 array filled on the host and read on the device."""
+    """An array of whole numbers filled on the host and read on the device."""
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+    def __init__(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.int64) -> None:
+        host = torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
         self._host = host
         self.fill = host.numpy()
         self._device = host if device.type == "cpu" else torch.zeros_like(host, device=device)
@@ -66,6 +66,7 @@ class StepInputs:
             Buffer((max_sequences, max_source_pages), device),
             Buffer((max_sequences,), device),
         )
+        self._source_starts = Buffer((max_sequences + 1,), device, torch.int32)
 
     def build(self, plan: Plan, pages: Seq[Pages]) -> tuple[Rows, PagedAttend]:
         """Fill the buffers for a plan and send them."""
@@ -88,19 +89,15 @@ class StepInputs:
         """Where each input lies, where there are any; neighbours with the same, as beams have, ask together."""
         if not any(chunk.sequence.source for chunk in plan.chunks):
             return None
-        lens: list[int] = []
-        num_rows: list[int] = []
-        widest = max(len(chunk.sequence.source_pages) for chunk in plan.chunks)
-        for n, (pages, askers) in enumerate(groupby(plan.chunks, key=lambda chunk: chunk.sequence.source_pages)):
-            chunks = list(askers)
-            lens.append(len(chunks[0].sequence.source))
-            num_rows.append(sum(chunk.num_rows for chunk in chunks))
-            self._source_table.fill[n, : len(pages)] = pages
-            self._source_lens.fill[n] = lens[n]
+        groups = _with_equal_inputs(plan)
+        self._fill_sources(groups)
+        lens = tuple(len(chunks[0].sequence.source) for chunks in groups)
+        num_rows = tuple(sum(chunk.num_rows for chunk in chunks) for chunks in groups)
+        widest = max(len(chunks[0].sequence.source_pages) for chunks in groups)
         inputs = slice(0, len(lens))
         pages_NP = self._source_table.sent(inputs, slice(0, widest))
-        table = PageTable(pages_NP, self._source_lens.sent(inputs), tuple(lens))
-        return Sources(self._encoded_slots(plan.encodes), table, Packing(tuple(num_rows)))
+        table = PageTable(pages_NP, self._source_lens.sent(inputs), lens)
+        return Sources(self._encoded_slots(plan.encodes), table, Packing(num_rows))
 
     def _encoded_slots(self, sequences: Seq[Sequence]) -> Tensor:
         """The slots that take the rows of these inputs, int64 [K]."""
@@ -127,14 +124,15 @@ class StepInputs:
         return own, attend
 
     def _padded_sources(self, size: int) -> Sources | None:
-        """Where so many sequences' inputs lie, each asked by its own row; None for a decoder."""
+        """Where the inputs of so many sequences lie, and whose rows ask each; None for a decoder."""
         widest = self._source_table.fill.shape[1]
         if not widest:
             return None
         rows = slice(0, size)
         lens = (widest * self._page_size,) * size
         table = PageTable(self._source_table.part(rows), self._source_lens.part(rows), lens)
-        return Sources(self._encoded_slots([]), table, Packing((1,) * size))
+        packing = Packing.told((1,) * size, self._source_starts.part(slice(0, size + 1)))
+        return Sources(self._encoded_slots([]), table, packing)
 
     def send_padded(self, plan: Plan, size: int, ids_N: Tensor | None = None) -> None:
         """Fill the buffers for a plan of one-row chunks and send them; rows beyond it lie in the last of all pages.
@@ -154,8 +152,9 @@ class StepInputs:
         self._table.fill[rest, 0] = self._spare_page
         buffers = [self._ids, self._positions, self._prompt_lens, self._slots, self._lens, self._table]
         if self._source_table.fill.shape[1]:
-            self._fill_sources(plan, rest)
+            self._fill_padded_sources(plan, size)
             buffers += [self._source_table, self._source_lens]
+            self._source_starts.sent(slice(0, size + 1))
         for buffer in buffers:
             buffer.sent(slice(0, size))
         if self._places is not None:
@@ -165,13 +164,26 @@ class StepInputs:
             self._ids.part(slice(0, len(ids_N))).copy_(ids_N)
         self._note_sent()
 
-    def _fill_sources(self, plan: Plan, rest: slice) -> None:
-        """Each chunk's input, and for the rows beyond them the page that no sequence has."""
-        for n, chunk in enumerate(plan.chunks):
-            self._source_table.fill[n, : len(chunk.sequence.source_pages)] = chunk.sequence.source_pages
-            self._source_lens.fill[n] = len(chunk.sequence.source)
+    def _fill_padded_sources(self, plan: Plan, size: int) -> None:
+        """Each input and whose rows ask it; for the rows beyond them the page that no sequence has.
+
+        On the CPU neighbours with the same input ask together, and the last places have no rows.
+        """
+        groups = _with_equal_inputs(plan) if self._device.type == "cpu" else [[chunk] for chunk in plan.chunks]
+        num_rows = [*map(len, groups), *[1] * (size - len(plan.chunks))]
+        self._fill_sources(groups)
+        rest = slice(len(groups), size)
         self._source_table.fill[rest, 0] = self._spare_page
         self._source_lens.fill[rest] = 1
+        starts = self._source_starts.fill
+        starts[1 : len(num_rows) + 1] = np.cumsum(num_rows)
+        starts[len(num_rows) + 1 : size + 1] = size
+
+    def _fill_sources(self, groups: list[list[Chunk]]) -> None:
+        """The input of each of these groups, of whose chunks all have the same."""
+        for n, (chunk, *_) in enumerate(groups):
+            self._source_table.fill[n, : len(chunk.sequence.source_pages)] = chunk.sequence.source_pages
+            self._source_lens.fill[n] = len(chunk.sequence.source)
 
     def _fill(self, plan: Plan) -> tuple[int, int]:
         """Rows filled, and the most pages that a sequence has."""
@@ -199,3 +211,8 @@ class StepInputs:
     def _fill_rows(self, rows: slice, ids: list[int], start: int, end: int) -> None:
         self._ids.fill[rows] = ids[start:end] or 0
         self._positions.fill[rows] = np.arange(start, end)
+
+
+def _with_equal_inputs(plan: Plan) -> list[list[Chunk]]:
+    """Neighbours with the same input, as beams have: they ask together, and its keys are read once."""
+    return [list(chunks) for _, chunks in groupby(plan.chunks, key=lambda chunk: chunk.sequence.source_pages)]

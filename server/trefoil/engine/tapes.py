@@ -22,7 +22,7 @@ from trefoil_models.checkpoint import Model
 
 log = structlog.get_logger()
 
-MOST_ROWS = 16
+MOST_ROWS = 64
 """With more rows a step's arithmetic takes so long that what stands between its calls does not matter."""
 
 
