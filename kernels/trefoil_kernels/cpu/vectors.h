@@ -44,20 +44,30 @@ INLINE uint16_t narrowed(float x) {
     return (uint16_t)((both.bits + 0x7fff + ((both.bits >> 16) & 1)) >> 16);
 }
 
-INLINE floats exp_below_zero(floats x) {
-    floats two = x * all(1.44269504f);
-    ints is_gone = two < all(-126.0f);
-    two = (floats)(((ints)two & ~is_gone) | ((ints)all(-126.0f) & is_gone));
-    ints whole = __builtin_convertvector(two - all(0.5f), ints);
-    floats part = two - __builtin_convertvector(whole, floats); /* -0.5 to 0.5 */
+/* 2 to a power from -0.5 to 0.5. */
+INLINE floats power_of_two(floats part) {
     floats power = all(1.5403530e-4f);
     power = power * part + all(1.3333558e-3f);
     power = power * part + all(9.6181291e-3f);
     power = power * part + all(5.5504109e-2f);
     power = power * part + all(2.4022651e-1f);
     power = power * part + all(6.9314718e-1f);
-    power = power * part + all(1.0f);
+    return power * part + all(1.0f);
+}
+
+INLINE floats exp_below_zero(floats x) {
+    floats two = x * all(1.44269504f);
+#ifdef __AVX512F__
+    __mmask16 is_there = _mm512_cmp_ps_mask((__m512)two, _mm512_set1_ps(-126), _CMP_NLT_UQ);
+    __m512 whole = _mm512_roundscale_ps((__m512)two, 0);
+    return (floats)_mm512_maskz_scalef_ps(is_there, (__m512)power_of_two(two - (floats)whole), whole);
+#else
+    ints is_gone = two < all(-126.0f);
+    two = (floats)(((ints)two & ~is_gone) | ((ints)all(-126.0f) & is_gone));
+    ints whole = __builtin_convertvector(two - all(0.5f), ints);
+    floats power = power_of_two(two - __builtin_convertvector(whole, floats));
     return (floats)((ints)(power * (floats)((whole + 127) << 23)) & ~is_gone);
+#endif
 }
 
 INLINE floats sized(floats x) { return (floats)((ints)x & 0x7fffffff); }

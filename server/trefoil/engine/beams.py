@@ -27,12 +27,14 @@ def grow_all(logits_NV: Tensor, takers: Seq[Sequence], never: Tensor) -> Iterato
         return
     most = max(taker.beams.num_candidates for taker in takers if taker.beams)
     values_NC, ids_NC = (x.cpu().numpy() for x in _likeliest(logits_NV, takers, min(most, logits_NV.shape[1]), never))
+    searches = [beams for beams, _ in groupby(taker.beams for taker in takers) if beams]
+    totals_N = np.array([total for beams in searches for total in beams.totals], dtype=np.float32)
+    totals_NC = values_NC + totals_N[:, None]  # in float32, as transformers makes them
     start = 0
-    for beams, members in groupby(takers, key=lambda taker: taker.beams):
-        assert beams is not None
-        rows = slice(start, start + len(list(members)))
+    for beams in searches:
+        rows = slice(start, start + len(beams.totals))
         start = rows.stop
-        yield beams, beams.grow(_candidates(beams, values_NC[rows], ids_NC[rows], logits_NV[rows]))
+        yield beams, beams.grow(_candidates(beams, totals_NC[rows], ids_NC[rows], logits_NV[rows]))
 
 
 def _likeliest(logits_NV: Tensor, takers: Seq[Sequence], count: int, never: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +48,12 @@ def _likeliest(logits_NV: Tensor, takers: Seq[Sequence], count: int, never: Tens
     return logprobs_NV.topk(count, -1)
 
 
-def _candidates(beams: Beams[Sequence], values_BC: np.ndarray, ids_BC: np.ndarray, logits_BV: Tensor) -> list[Branch]:
-    """The likeliest continuations of all members together, sums in float32 as transformers makes them."""
-    totals_BC = values_BC + np.array(beams.totals, dtype=np.float32)[:, None]
+def _candidates(beams: Beams[Sequence], totals_BC: np.ndarray, ids_BC: np.ndarray, logits_BV: Tensor) -> list[Branch]:
+    """The likeliest continuations of all members together."""
     order = np.argsort(-totals_BC, axis=None, kind="stable")[: beams.num_candidates]
-    parents, columns = np.unravel_index(order, totals_BC.shape)
-    tokens = ids_BC[parents, columns].tolist()
+    parents, tokens = (order // totals_BC.shape[1]).tolist(), ids_BC.ravel()[order].tolist()
     scores: list[TokenScore | None] = [None] * len(tokens)
     if beams.params.logprobs is not None:
-        scores = list(token_scores(logits_BV[torch.from_numpy(parents)], tokens, beams.params.logprobs))
-    branches = map(Branch, parents.tolist(), tokens, totals_BC[parents, columns].tolist(), scores)
+        scores = list(token_scores(logits_BV[torch.tensor(parents)], tokens, beams.params.logprobs))
+    branches = map(Branch, parents, tokens, totals_BC.ravel()[order].tolist(), scores)
     return [branch for branch in branches if branch.total > -np.inf]

@@ -128,28 +128,22 @@ class Scheduler:
             chunk.sequence.computed = chunk.end
 
     def branch(self, beams: Beams[Sequence], branches: list[Branch]) -> None:
-        """Go on with these continuations of a search's beams; each holds its parent's pages until it writes."""
-        before, beams.members = (
-            beams.members,
-            [
-                replace(
-                    parent,
-                    index=index,
-                    ids=[*parent.ids, branch.token],
-                    pages=list(parent.pages),
-                    source_pages=list(parent.source_pages),
-                    hashes=list(parent.hashes),
-                )
-                for index, branch in enumerate(branches)
-                for parent in [beams.members[branch.parent]]
-            ],
-        )
-        for member in beams.members:
-            self.pages.hold(member)
-        for parent in before:
-            self.finish(parent)
-        for member in beams.members:
-            bisect.insort(self.running, member, key=lambda s: s.order)
+        """Go on with these continuations of a search's beams.
+
+        A beam goes on as the first of its own; the others are forked from it and hold its pages until they write.
+        """
+        before, beams.members = beams.members, []
+        gone = dict(enumerate(before))
+        for branch in branches:
+            parent = before[branch.parent]
+            beams.members.append(parent if gone.pop(branch.parent, None) else self._forked(parent))
+        for index, (member, branch) in enumerate(zip(beams.members, branches, strict=True)):
+            member.index = index
+            member.ids.append(branch.token)
+        for parent in gone.values():
+            self.pages.give_back(parent)
+        first = self.running.index(before[0])  # the others follow it there
+        self.running[first : first + len(before)] = beams.members
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give its pages back; its waiting siblings go on without it."""
@@ -275,6 +269,18 @@ class Scheduler:
         sequence.siblings = sequence.siblings[len(forked) :]
         self._release_siblings(sequence)
         return forked
+
+    def _forked(self, beam: Sequence) -> Sequence:
+        """Another that has come as far, over the same pages."""
+        fork = replace(
+            beam,
+            ids=list(beam.ids),
+            pages=list(beam.pages),
+            source_pages=list(beam.source_pages),
+            hashes=list(beam.hashes),
+        )
+        self.pages.hold(fork)
+        return fork
 
     def _release_siblings(self, sequence: Sequence) -> None:
         for sibling in sequence.siblings:

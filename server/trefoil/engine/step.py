@@ -189,28 +189,34 @@ class StepInputs:
         """Rows filled, and the most pages that a sequence has."""
         if self._is_sent is not None:
             self._is_sent.synchronize()  # the step before may not have read the buffers yet
-        row, widest = 0, 1
-        for n, chunk in enumerate(plan.chunks):
-            self._fill_rows(slice(row, row + chunk.num_rows), chunk.sequence.ids, chunk.start, chunk.end)
-            self._prompt_lens.fill[row : row + chunk.num_rows] = chunk.sequence.prompt_len
-            if self._places is not None and chunk.sequence.span is not None:
-                self._places.fill[row : row + chunk.num_rows] = places(chunk.sequence.span, chunk.start, chunk.end)
-            own = np.array(chunk.sequence.pages[: -(-chunk.end // self._page_size)], dtype=np.int64)
-            self._table.fill[n, : len(own)] = own
-            self._lens.fill[n] = chunk.end
-            at = self._positions.fill[row : row + chunk.num_rows]
-            self._slots.fill[row : row + chunk.num_rows] = own[at // self._page_size] * self._page_size
-            self._slots.fill[row : row + chunk.num_rows] += at % self._page_size
-            row, widest = row + chunk.num_rows, max(widest, len(own))
-        return row, widest
+        chunks, page_size = plan.chunks, self._page_size
+        tables = [chunk.sequence.pages[: -(-chunk.end // page_size)] for chunk in chunks]
+        for n, table in enumerate(tables):
+            self._table.fill[n, : len(table)] = table
+        self._lens.fill[: len(chunks)] = [chunk.end for chunk in chunks]
+        owners_T = np.repeat(np.arange(len(chunks)), [chunk.num_rows for chunk in chunks])
+        rows = slice(0, len(owners_T))
+        # ids may be unknown here yet
+        self._ids.fill[rows] = [id for chunk in chunks for id in chunk.sequence.ids[chunk.start : chunk.end] or [0]]
+        self._positions.fill[rows] = [at for chunk in chunks for at in range(chunk.start, chunk.end)]
+        self._prompt_lens.fill[rows] = np.array([chunk.sequence.prompt_len for chunk in chunks])[owners_T]
+        pages_T, offsets_T = divmod(self._positions.fill[rows], page_size)
+        self._slots.fill[rows] = self._table.fill[owners_T, pages_T] * page_size + offsets_T
+        if self._places is not None:
+            self._fill_places(chunks, self._places.fill)
+        return len(owners_T), max(map(len, tables), default=1)
+
+    def _fill_places(self, chunks: list[Chunk], to_T2: np.ndarray) -> None:
+        """Where the rows stand in contexts that are read both ways."""
+        row = 0
+        for chunk in chunks:
+            if chunk.sequence.span is not None:
+                to_T2[row : row + chunk.num_rows] = places(chunk.sequence.span, chunk.start, chunk.end)
+            row += chunk.num_rows
 
     def _note_sent(self) -> None:
         if self._is_sent is not None:
             self._is_sent.record()
-
-    def _fill_rows(self, rows: slice, ids: list[int], start: int, end: int) -> None:
-        self._ids.fill[rows] = ids[start:end] or 0
-        self._positions.fill[rows] = np.arange(start, end)
 
 
 def _with_equal_inputs(plan: Plan) -> list[list[Chunk]]:
