@@ -53,6 +53,22 @@ INLINE void load_pair(enum kind kind, const void *row, long at, floats *first, f
     }
 }
 
+/* As bfloat16 holds them: see narrowed. */
+INLINE ints rounded(floats x) {
+    ints bits = (ints)x, is_number = x == x;
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
+    return (bits & is_number) | (~is_number & 0x7fc00000);
+}
+
+/* What load_pair gave, back to a row. */
+INLINE void store_pair(enum kind kind, void *row, long at, floats first, floats second) {
+    if (kind == BF16) *(ints_at *)((uint16_t *)row + at) = (ints)((uints)rounded(first) >> 16) | rounded(second);
+    else {
+        store((float *)row + at, first);
+        store((float *)row + at + LANES, second);
+    }
+}
+
 /* Where number k of a row lies in a line that meets weights of this kind, as load_pair orders them. */
 INLINE long place(enum kind weight, long k) {
     if (weight != BF16) return k;
@@ -523,8 +539,11 @@ INLINE void ask_for(enum kind kind, const struct attention *a, const struct task
     }
 }
 
-/* Keys in the outer loop, heads within: memory is read in the order in which it lies. */
-INLINE void attend(enum kind kind, const struct attention *a, const struct task *t, struct found *f) {
+/* Keys in the outer loop, heads within: memory is read in the order in which it lies. Asks for what is met after them,
+   at the end the keys of the `next` task. */
+INLINE void attend(
+    enum kind kind, const struct attention *a, const struct task *t, const struct task *next, struct found *f
+) {
     long lines = t->rows * t->heads, padded = whole_pairs(a->head_dim);
     float q[LINES * MOST_WIDTH];
     for (long line = 0; line < lines; line++) {
@@ -538,10 +557,11 @@ INLINE void attend(enum kind kind, const struct attention *a, const struct task 
         int64_t slots[KEYS];
         long count = least(KEYS, t->to - key);
         for (long j = 0; j < count; j++) slots[j] = key_slot(a, t->sequence, key + j);
-        long own = sharing(a, t) * t->rows, asked = key + KEYS;
+        const struct task *later = key + KEYS < t->to ? t : next;
+        long own = sharing(a, t) * t->rows, asked = later == t ? key + KEYS : next->from, start = asked;
         for (long line = 0; line < lines; line += own) {
-            long until = least(t->to, key + KEYS + KEYS * (line + own) / lines); /* evenly, as few can be under way */
-            for (; asked < until; asked++) ask_for(kind, a, t, asked);
+            long until = least(later->to, start + KEYS * (line + own) / lines); /* evenly, as few can be under way */
+            for (; asked < until; asked++) ask_for(kind, a, later, asked);
             meet(kind, a, t, f, q, line, key, count, slots);
         }
     }
@@ -560,8 +580,11 @@ INLINE void merge(enum kind kind, const struct attention *a, const struct task *
             for (long d = 0; i && d < padded; d++) acc[d] += parts[i].acc[line * padded + d];
         }
         long row = a->row_starts[t->sequence] + t->row + line_row(a, t, line), head = line_head(a, t, line);
-        for (long d = 0; d < width; d++)
-            put(kind, a->out, (row * a->heads + head) * width + d, acc[place(kind, d)] / total);
+        void *out = (void *)shifted(kind, a->out, (row * a->heads + head) * width);
+        long d = 0;
+        for (; d + PAIR <= width; d += PAIR)
+            store_pair(kind, out, d, load(acc + d) / all(total), load(acc + d + LANES) / all(total));
+        for (; d < width; d++) put(kind, out, d, acc[place(kind, d)] / total);
     }
 }
 
@@ -598,7 +621,7 @@ INLINE void run_attention(enum kind kind, const struct attention *a, const struc
 #pragma omp parallel for schedule(dynamic, 1) if (count > 1)
     for (long i = 0; i < count; i++) {
         struct found own;
-        attend(kind, a, tasks + i, &own);
+        attend(kind, a, tasks + i, tasks + least(i + omp_get_num_threads(), count - 1), &own);
         merge(kind, a, tasks + i, &own, 1);
     }
 }
@@ -607,7 +630,7 @@ INLINE void run_split(
     enum kind kind, const struct attention *a, const struct task *tasks, long count, long parts, struct found *found
 ) {
 #pragma omp parallel for schedule(dynamic, 1)
-    for (long i = 0; i < count; i++) attend(kind, a, tasks + i, found + i);
+    for (long i = 0; i < count; i++) attend(kind, a, tasks + i, tasks + least(i + 1, count - 1), found + i);
     for (long i = 0; i < count; i += parts) merge(kind, a, tasks + i, found + i, parts);
 }
 
@@ -1148,13 +1171,6 @@ int trefoil_rotary_page_write(const struct turning *t) {
         else turn_row(BF16, t, r);
     }
     return 0;
-}
-
-/* As bfloat16 holds them: see narrowed. */
-INLINE ints rounded(floats x) {
-    ints bits = (ints)x, is_number = x == x;
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
-    return (bits & is_number) | (~is_number & 0x7fc00000);
 }
 
 INLINE void gate_row(

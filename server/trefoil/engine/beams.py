@@ -25,9 +25,9 @@ def grow_all(logits_NV: Tensor, takers: Seq[Sequence], never: Tensor) -> Iterato
     """Let every request's beams grow by one token; rows of a request stand together. No id of `never` is chosen."""
     if not takers:
         return
-    most = max(taker.beams.num_candidates for taker in takers if taker.beams)
-    values_NC, ids_NC = (x.cpu().numpy() for x in _likeliest(logits_NV, takers, min(most, logits_NV.shape[1]), never))
     searches = [beams for beams, _ in groupby(taker.beams for taker in takers) if beams]
+    count = min(max(beams.num_candidates for beams in searches), logits_NV.shape[1])
+    values_NC, ids_NC = (x.cpu().numpy() for x in _likeliest(logits_NV, takers, count, never))
     totals_N = np.array([total for beams in searches for total in beams.totals], dtype=np.float32)
     totals_NC = values_NC + totals_N[:, None]  # in float32, as transformers makes them
     start = 0
