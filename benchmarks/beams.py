@@ -11,6 +11,8 @@ import statistics
 import time
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from offline import asked, generating, spec_of
 from trefoil import wire
 from trefoil.engine.generator import Generator
@@ -28,11 +30,12 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", choices=["int8", "int4"])
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
     configure_logs(as_json=False)
     spec = spec_of(given.folder, kv_cache_memory="512MiB", dtype=given.dtype, threads=given.threads)
-    generator = generating(spec)
+    generator = generating(replace(spec, quantization=given.quantization))
     workload = Workload(num_prompts=given.batch, input_len=given.input_len, output_len=Span(*[given.output_len] * 2))
     requests = workload.requests()
     widths = (1, given.beams)

@@ -13,6 +13,7 @@ import tiny_pairs
 from engine_world import finish, generator, request
 from trefoil import wire
 from trefoil.engine.generator import Generator
+from trefoil_kernels.cpu.library import native
 
 PROMPTS = tiny.draw_ids(9, 1, 23, 14)
 TOKENS = 14
@@ -125,6 +126,18 @@ def requests(folder: Path, setting: str) -> list[wire.Generate]:
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if s != "forced"])
 def test_ids_and_scores_are_those_of_transformers(folder: Path, setting: str) -> None:
     assert_same(searched(generator(folder), requests(folder, setting)), wanted(folder, setting))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_beams_played_from_tapes_are_those_of_steps_called_one_by_one(folder: Path, dtype: torch.dtype) -> None:
+    if native() is None:
+        pytest.skip("no native library on this machine")
+    engine = generator(folder, dtype=dtype, recorder=native())
+    found = searched(engine, requests(folder, "returned"))
+    assert found == searched(generator(folder, dtype=dtype), requests(folder, "returned"))
+    engine.check_books()
+    if dtype == torch.float32:
+        assert_same(found, wanted(folder, "returned"))
 
 
 def test_forced_ends_are_those_of_transformers(t5: Path) -> None:

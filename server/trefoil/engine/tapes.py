@@ -23,7 +23,10 @@ from trefoil_models.checkpoint import Model
 log = structlog.get_logger()
 
 MOST_ROWS = 64
-"""With more rows a step's arithmetic takes so long that what stands between its calls does not matter."""
+"""With more rows a step's arithmetic takes so long that what stands between its calls does not matter.
+
+All tapes share one scratch, so that what they take is at most four times what the largest makes on its way.
+"""
 
 
 class Key(NamedTuple):
@@ -74,6 +77,10 @@ class DecodeTapes:
     def _recorded(self, key: Key) -> Tape:
         """The step is first computed as any other, which lays out what its calls will find there."""
         rows, attend = self._inputs.padded(key.size, self._pages)
+        before = self._scratch.num_bytes
         with self._adapters.chosen_in(self._slots_T[: key.size] if key.num_loads else None):
             self._model(rows, attend)
-            return self._native.record(lambda: self._model.lm_head.logits(self._model(rows, attend)), self._scratch)
+            tape = self._native.record(lambda: self._model.lm_head.logits(self._model(rows, attend)), self._scratch)
+        if self._scratch.num_bytes > before:
+            log.info("tapes_grew", rows=key.size, scratch_mib=round(self._scratch.num_bytes / 2**20, 1))
+        return tape
