@@ -12,11 +12,15 @@ TrefoilError
   WrongState                409  what is asked for cannot be done now
   BodyTooLarge              413  the request body exceeds the limit
   BodyTooSlow               408  the request body stopped coming
+  HeadTooLarge              431  the request's head exceeds the limit
+  HeadTooSlow               408  the request's head did not come in time
   QueueFull                 429  too many requests wait already
   RateLimited               429  this key has used its requests for now
   ModelLoading              503  the model is not ready yet
   EngineLost                503  the engine died or shut down under the request
+  DatabaseAway              503  the database does not answer
   RequestTimedOut           504  the answer took longer than the server allows
+  NotStored                 507  what was sent cannot be kept: the disk is full, or may not be written
 """
 
 from typing import ClassVar
@@ -133,6 +137,18 @@ class BodyTooSlow(TrefoilError):
     code = "body_timeout"
 
 
+class HeadTooLarge(TrefoilError):
+    status = 431
+    type = "invalid_request_error"
+    code = "head_too_large"
+
+
+class HeadTooSlow(TrefoilError):
+    status = 408
+    type = "invalid_request_error"
+    code = "head_timeout"
+
+
 class RateLimited(TrefoilError):
     status = 429
     type = "rate_limit_error"
@@ -162,6 +178,19 @@ class EngineLost(TrefoilError):
     type = "service_unavailable_error"
     code = "engine_lost"
     retry_after_s = 2
+
+
+class DatabaseAway(TrefoilError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "database_away"
+    retry_after_s = 5
+
+
+class NotStored(TrefoilError):
+    status = 507
+    type = "server_error"
+    code = "not_stored"
 
 
 class RequestTimedOut(TrefoilError):

@@ -1,12 +1,23 @@
 """/v1/files by the unmodified `openai` SDK, and what it says to uploads that are none."""
 
 import json
+import socket
 
 import httpx
 import openai
 import pytest
 
+from e2e.serving import Server, eventually
+
 GOOD = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}\n'
+CUT_OFF = """POST /v1/files HTTP/1.1
+content-type: multipart/form-data; boundary=X
+content-length: 99999999
+
+--X
+content-disposition: form-data; name="file"; filename="a.jsonl"
+
+""".replace("\n", "\r\n")
 
 
 def upload(client: openai.OpenAI, content: bytes, name: str = "train.jsonl") -> openai.types.FileObject:
@@ -83,3 +94,12 @@ def test_a_broken_form_is_a_400(http: httpx.Client) -> None:
 def test_a_wrong_query_is_named(http: httpx.Client, query: dict, param: str) -> None:
     error = http.get("/v1/files", params=query).json()["error"]
     assert error["param"] == param
+
+
+def test_an_upload_cut_off_leaves_nothing(server: Server, client: openai.OpenAI) -> None:
+    """The session's server holds that nothing went unhandled."""
+    before = client.files.list().data
+    with socket.create_connection(("127.0.0.1", server.port)) as one:
+        one.sendall(CUT_OFF.encode() + GOOD * 100_000)
+    eventually(lambda: server.said("path=/v1/files status=499"), within_s=10)
+    assert client.files.list().data == before

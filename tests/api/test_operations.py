@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 import tiny
 from e2e.serving import Server, eventually, serving
+from trefoil.api.connection import MOST_HEAD
 
 ORIGIN = "https://app.example"
 KEYS = "# who may ask\nkey-1\n\nkey-2  # the second\n"
@@ -57,6 +59,7 @@ def operated(tmp_path_factory: pytest.TempPathFactory, spans: tuple[str, list[An
     (root / "keys").write_text(KEYS)
     folder = tiny.checkpoint(root / "a", "llama", max_position_embeddings=16_384)
     flags = ("--api-key-file", str(root / "keys"), "--cors-origin", ORIGIN, "--request-timeout", "2", "--log-json")
+    flags += ("--body-timeout", "1")
     env = {"TREFOIL_OTLP_TRACES_ENDPOINT": spans[0], "OTEL_BSP_SCHEDULE_DELAY": "100"}
     with serving(root / "stderr", str(folder), *flags, "--kv-cache-memory", "32MiB", env=env) as running:
         yield running
@@ -101,6 +104,44 @@ def test_an_endless_answer_is_ended_and_frees_its_pages(http: httpx.Client) -> N
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
     assert time.monotonic() - begun < 6
     eventually(lambda: 'num_requests_running{model_name="a"} 0.0' in http.get("/metrics").text, within_s=10)
+
+
+def said(server: Server, *parts: bytes) -> tuple[int, str | None]:
+    """What a connection answers, until it closes, to what it is sent: the status, and the error's code."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as one:
+        for part in parts:
+            one.sendall(part)
+        answer = b"".join(iter(lambda: one.recv(65536), b""))
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    assert not answer or "x-request-id" in head
+    return (int(head.split()[1]), json.loads(body).get("error", {}).get("code")) if answer else (0, None)
+
+
+GET = b"GET /health HTTP/1.1\r\nconnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "code"),
+    [
+        ((), 0, None),
+        ((GET,), 408, "head_timeout"),
+        ((GET, b"x: " + b"a" * (MOST_HEAD - len(GET) - 2)), 431, "head_too_large"),
+        ((b"\x16\x03\x01\x02\x00\r\n\r\n",), 400, "invalid_value"),
+        ((GET, b"\r\n"), 200, None),
+    ],
+    ids=["silent", "half a head", "endless head", "TLS", "in two parts"],
+)
+def test_what_is_no_request_is_answered_and_let_go(
+    operated: Server, parts: tuple[bytes, ...], status: int, code: str | None
+) -> None:
+    assert said(operated, *parts) == (status, code)
+
+
+def test_a_wish_for_http_2_costs_no_body(http: httpx.Client) -> None:
+    """Java's client has it by default."""
+    upgrade = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAEAAEAAAAIAAAAB"}
+    answer = http.post("/v1/completions", json={"prompt": [5], "max_tokens": 1}, headers=upgrade)
+    assert answer.status_code == 200
 
 
 def test_a_request_leaves_a_span_under_its_callers(http: httpx.Client, spans: tuple[str, list[Any]]) -> None:

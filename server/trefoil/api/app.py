@@ -1,11 +1,16 @@
 """The application: routers, what surrounds them, and one shape for every error."""
 
+import errno
+import os
+
+import sqlalchemy as sa
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from trefoil import __version__
 from trefoil.api.deps import ClientGone, gone
@@ -34,13 +39,16 @@ from trefoil.api.routes.tasks import (
 from trefoil.api.sse import json_response
 from trefoil.api.tracing import Traces, Tracing
 from trefoil.api.validation import explain
-from trefoil.errors import TrefoilError, error_body
+from trefoil.errors import DatabaseAway, NotStored, TrefoilError, error_body
 from trefoil.metrics import Metrics
 from trefoil.settings import Settings
+from trefoil.store.database import is_full
 from trefoil.store.store import Store
 
 log = structlog.get_logger()
 
+OF_DISKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO})
+"""What an OSError says of a disk that does not take what it is given."""
 SUMMARY = "Decoders, encoders and encoder-decoders behind the routes of OpenAI, Hugging Face and TEI."
 
 ROUTERS = (
@@ -87,7 +95,9 @@ def create_app(fleet: Fleet, store: Store, tuned: FineTuned, traces: Traces | No
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGone, gone)
-    app.add_exception_handler(Exception, _bug)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(sa.exc.OperationalError, _database_error)
+    app.add_exception_handler(OSError, _disk_error)
     _surround(app, fleet.settings, fleet.metrics, traces)
     return app
 
@@ -155,6 +165,17 @@ def _routing(request: Request, error: HTTPException) -> str:
     return str(error.detail)
 
 
-async def _bug(_request: Request, error: Exception) -> Response:
-    log.error("unhandled", exc_info=error)
-    return _answer(TrefoilError("the server failed on this request; its log has the details"))
+async def _database_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, sa.exc.OperationalError)
+    log.error("database_away", why=str(error.orig))
+    if is_full(error):
+        return _answer(NotStored("the server's disk is full: nothing can be written down until there is room"))
+    return _answer(DatabaseAway("the server's database does not answer; try again shortly"))
+
+
+async def _disk_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in OF_DISKS:
+        raise error
+    log.error("not_stored", why=str(error))
+    return _answer(NotStored(f"the server cannot keep this: {os.strerror(error.errno).lower()}"))

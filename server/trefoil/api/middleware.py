@@ -31,7 +31,10 @@ MAX_ID_CHARS = 128
 
 
 class RequestIds:
-    """Keeps the caller's x-request-id or gives one; counts and logs responses by route and status."""
+    """Keeps the caller's x-request-id or gives one; counts and logs responses by route and status.
+
+    What nobody else caught is our own mistake, and an answer too.
+    """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, logs: bool) -> None:
         self._app, self._metrics, self._logs = app, metrics, logs
@@ -57,6 +60,12 @@ class RequestIds:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except Exception:
+                log.exception("unhandled")
+                if status:
+                    raise
+                error = TrefoilError("the server failed on this request; its log has the details")
+                await send_error(error, send_with_id)
             finally:
                 if self._logs and scope["path"] not in UNCOUNTED_PATHS:
                     took_ms = round((time.monotonic() - started) * 1000, 1)

@@ -38,12 +38,15 @@ ERRORS = {
     409: "Not now: what is asked for does not fit the state of things.",
     413: "The request's body is too large.",
     429: "Too much at once, by the queue or by the key's rate; `Retry-After` says when to come back.",
-    503: "The model is still loading, or its engine was lost; `Retry-After` says when to come back.",
+    503: "The model is loading, its engine was lost, or the database is away; `Retry-After` says when to come back.",
     504: "The answer took longer than the server allows.",
+    507: "What was sent cannot be kept: the disk is full, or may not be written.",
 }
 PROBES = frozenset({"/health", "/ready"})
 UNLIMITED = PROBES | {"/metrics", "/version"}
 BUSY = frozenset({429, 503})
+STORED = ("/v1/files", "/v1/fine_tuning")
+"""How the routes begin whose objects the database has."""
 GROUPS = {
     "Generation": ("/v1/chat", "/v1/completions"),
     "Embeddings and ranking": ("/v1/embeddings", "/v1/rerank"),
@@ -123,6 +126,8 @@ def _errors(path: str, method: str, operation: Operation) -> set[int]:
         found |= {404, 503}
     if "{" in path:
         found.add(404)
+    if path.startswith(STORED):
+        found |= {503} if method == "get" else {503, 507}
     return found
 
 

@@ -6,11 +6,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 import uvicorn
 
 from trefoil.api.app import create_app
+from trefoil.api.connection import Connection
 from trefoil.api.fine_tuned import FineTuned
 from trefoil.api.fleet import Fleet, StartRefused
 from trefoil.api.own_worker import keep_worker
@@ -84,6 +86,8 @@ async def run(settings: Settings) -> int:
     config = uvicorn.Config(
         create_app(fleet, store, tuned, traces),
         lifespan="off",
+        http=partial(Connection, head_timeout_s=settings.body_timeout),  # type: ignore[arg-type]  # it is only called
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_keep_alive=settings.keep_alive_timeout,

@@ -104,6 +104,11 @@ def _ready(engine: sa.Engine) -> sa.Engine:
     return engine
 
 
+def is_full(error: sa.exc.OperationalError) -> bool:
+    """Did SQLite find no room on its disk?"""
+    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
 def now(connection: sa.Connection) -> float:
     """The database's time in seconds; SQLite's is its machine's."""
     if connection.dialect.name == "sqlite":
