@@ -10,7 +10,10 @@ import jsonschema_rs
 import openai
 import pytest
 import torch
+from huggingface_hub import InferenceClient
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from e2e.serving import Server
 
 PROMPT = "the cat sat on"
 USER: Any = [{"role": "user", "content": PROMPT}]
@@ -53,6 +56,28 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(**asked).choices[0].message.content
     stream = client.chat.completions.create(**asked, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole
+
+
+def test_a_schema_from_hugging_faces_client_is_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends another field than it was given, and the name of no model where it knows an address only."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the server is on loopback
+    chat = InferenceClient(model=f"{server.url}/v1/chat/completions?model=a", timeout=60).chat_completion
+    answer = chat(USER, response_format=FORMAT, temperature=1, seed=3, max_tokens=120)
+    jsonschema_rs.validate(PERSON, json.loads(answer.choices[0].message.content or ""))
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"type": "json_object", "json_schema": {"name": "a"}}, "json_schema"),
+        ({"type": "text", "value": {}}, "value"),
+        ({"type": "json_object", "schema": {}}, "schema"),
+        ({"type": "json_object", "value": {"type": "nothing"}}, "value"),
+    ],
+)
+def test_a_format_is_followed_or_refused(http: httpx.Client, asked: dict[str, Any], param: str) -> None:
+    answer = http.post(COMPLETIONS, json={"model": "a", "prompt": PROMPT, "response_format": asked})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"response_format.{param}")
 
 
 def test_any_object_is_an_object_as_far_as_it_goes(client: openai.OpenAI) -> None:

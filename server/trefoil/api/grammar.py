@@ -31,7 +31,7 @@ Schema = dict[str, Any]
 
 
 class NamedSchema(BaseModel):
-    model_config = ConfigDict(strict=True, protected_namespaces=())
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
     name: Text
     content: Schema = Field(default_factory=dict, alias="schema")
@@ -40,10 +40,13 @@ class NamedSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True)
+    """OpenAI's words; Hugging Face's client sends a schema as the `value` of a `json_object`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    value: Schema | None = None
 
 
 class StructuredOutputs(BaseModel):
@@ -115,8 +118,16 @@ def of_rules(rules: str, param: str) -> Wanted:
 
 def of_format(asked: ResponseFormat | None) -> list[Wanted]:
     """OpenAI's way to say it. Raises InvalidRequest."""
-    if asked is None or asked.type == "text":
+    if asked is None:
         return []
+    for name, kind in (("json_schema", "json_schema"), ("value", "json_object")):
+        if getattr(asked, name) is not None and asked.type != kind:
+            param = f"response_format.{name}"
+            raise InvalidRequest(f"{param} goes with the type {kind}, not {asked.type}", param=param)
+    if asked.type == "text":
+        return []
+    if asked.value is not None:
+        return [of_schema(asked.value, "response_format.value")]
     if asked.type == "json_object":
         return [of_schema(ANY_OBJECT, "response_format")]
     if asked.json_schema is None:

@@ -71,12 +71,12 @@ async def embeddings(body: EmbeddingsRequest, request: Request, models: Models, 
     return json_response({"object": "list", "data": data, "model": served.name, "usage": usage})
 
 
-def shortened(vectors: Floats, dimensions: int | None) -> Floats:
+def shortened(vectors: Floats, dimensions: int | None, *, param: str = "dimensions") -> Floats:
     """The first `dimensions` numbers of each vector, at unit length again. Raises InvalidRequest where it has fewer."""
     if dimensions is None:
         return vectors
     if dimensions > vectors.shape[1]:
-        raise InvalidRequest(f"the model's vectors have {vectors.shape[1]} dimensions", param="dimensions")
+        raise InvalidRequest(f"the model's vectors have {vectors.shape[1]} dimensions", param=param)
     return unit(vectors[:, :dimensions])
 
 

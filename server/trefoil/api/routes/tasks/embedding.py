@@ -40,6 +40,16 @@ class FeatureExtractionRequest(FeatureParameters):
     parameters: FeatureParameters | None = None
     model: str | None = None
 
+    @property
+    def asked(self) -> tuple[FeatureParameters, str]:
+        """What is asked for, and how its names begin. Raises InvalidRequest where it stands in both places."""
+        if self.parameters is None:
+            return self, ""
+        for name in FeatureParameters.model_fields:
+            if getattr(self, name) is not None:
+                raise InvalidRequest(f"{name} belongs into parameters, where there are some", param=name)
+        return self.parameters, "parameters."
+
 
 class Sentences(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -68,10 +78,10 @@ async def features(
 ) -> Response:
     """Features of a text or of each of a list."""
     served = models.find(body.model, model, task="feature-extraction")
-    asked = body.parameters or body
+    asked, prefix = body.asked
     for name, refused in (("prompt_name", asked.prompt_name), ("truncation_direction", _is_left(asked))):
         if refused:
-            raise NotImplementedHere(name)
+            raise NotImplementedHere(prefix + name)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     is_pooled = bool(served.sentences.modes)
     limit = embedding_limit(served) if is_pooled else text_limit(served)
@@ -81,10 +91,15 @@ async def features(
             raise RequestTooLong(len(encoding), 0, limit, param="inputs")
     if is_pooled:
         vectors = await answered(request, embed(served, encodings, normalize=asked.normalize))
-        found: list[Any] = [written(vector, asked.encoding_format) for vector in shortened(vectors, asked.dimensions)]
+        vectors = shortened(vectors, asked.dimensions, param=f"{prefix}dimensions")
+        found: list[Any] = [written(vector, asked.encoding_format) for vector in vectors]
     else:
-        if asked.dimensions or asked.encoding_format == "base64":
-            raise InvalidRequest("the model gives a vector a token, not one a text", param="dimensions")
+        for name, is_for_vectors in (
+            ("dimensions", asked.dimensions),
+            ("encoding_format", asked.encoding_format == "base64"),
+        ):
+            if is_for_vectors:
+                raise InvalidRequest("the model gives a vector a token, not one a text", param=prefix + name)
         rows = await answered(request, score(served, encodings, head="hidden"))
         found = [[(unit(one) if asked.normalize else one).tolist()] for one in rows]
     return json_response(found[0] if isinstance(body.inputs, str) else found)
