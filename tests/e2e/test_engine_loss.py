@@ -105,9 +105,17 @@ def test_once_started_a_server_has_its_engines_for_children(server: Server) -> N
     assert set(server.engines()) == {"a", "b"}
 
 
-def test_the_end_of_the_server_ends_the_engines(folders: dict[str, Path], log: Path) -> None:
-    with serving(log, f"a={folders['a']}", *FLAGS) as server, streaming(server):
+def test_the_end_of_the_server_ends_the_engines_and_leaves_no_files(
+    folders: dict[str, Path], log: Path, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with (
+        serving(log, f"a={folders['a']}", *FLAGS, env={"TMPDIR": str(temporary)}) as server,
+        streaming(server),
+    ):
         engines = list(server.engines().values())
         assert len(engines) == 1
         server.signal(signal.SIGKILL)
         eventually(lambda: not any(map(is_alive, engines)), within_s=10)
+        assert not list(temporary.iterdir())

@@ -1,7 +1,6 @@
 """One engine process per model: start, watch, start again after a loss, stop. Knows each model's text side too."""
 
 import asyncio
-import itertools
 import os
 import tempfile
 import time
@@ -40,6 +39,8 @@ T = TypeVar("T")
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 LONGEST_SOCKET_FOLDER = 70
+NO_NAME = "dummy"
+"""What Hugging Face's client calls the model where it was told an address only."""
 INLINE_CHARS = 2000
 """Text up to this length is tokenised on the event loop: a thread's hop costs more."""
 
@@ -121,9 +122,7 @@ class Fleet:
         """Unloaded, until they are loaded again or forgotten."""
         self._threads = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="text")
         self._context = zmq.asyncio.Context()
-        self._sockets = tempfile.TemporaryDirectory(prefix="trefoil-", dir=socket_folder())
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._num_engines = itertools.count()
         self._processes = EngineProcesses()
 
     @classmethod
@@ -149,7 +148,6 @@ class Fleet:
         await asyncio.gather(*self._keepers.values(), return_exceptions=True)
         self._context.destroy(linger=0)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._sockets.cleanup()
 
     def cut(self, why: str) -> None:
         """Fail every running request now."""
@@ -251,7 +249,7 @@ class Fleet:
         Raises ModelNotFound; WrongTask where it cannot do the task; InvalidRequest where several could; ModelLoading
         where what a model can do is not known yet.
         """
-        name = next((name for name in names if name is not None), None)
+        name = next((name for name in names if name is not None and (name != NO_NAME or self.known(name))), None)
         if name is None:
             return self._only(task)
         if name in self.away:
@@ -321,10 +319,10 @@ class Fleet:
 
     async def _keep(self, model: ServedModel, start: Milestone) -> None:
         """Run the model's engine for ever; a loss is followed by a new start, later each time it fails young."""
-        backoff, number = FIRST_BACKOFF_S, 0
+        backoff = FIRST_BACKOFF_S
         while True:
             started = time.monotonic()
-            why = await self._run_engine(model, number, start)
+            why = await self._run_engine(model, start)
             if not start.reached.done():
                 start.reached.set_exception(StartRefused(f"{model.name}: {why}"))
                 return
@@ -333,19 +331,18 @@ class Fleet:
             log.error("engine_lost", model=model.name, why=why, next_start_s=backoff)
             self.metrics.restarts.labels(model.name).inc()
             await asyncio.sleep(backoff)
-            backoff, number = min(backoff * 2, LONGEST_BACKOFF_S), number + 1
+            backoff = min(backoff * 2, LONGEST_BACKOFF_S)
 
-    async def _run_engine(self, model: ServedModel, number: int, start: Milestone) -> str:
+    async def _run_engine(self, model: ServedModel, start: Milestone) -> str:
         """One life of an engine process; why it ended."""
-        folder = self._sockets.name
+        sockets = tempfile.TemporaryDirectory(prefix="trefoil-", dir=socket_folder())
         share = 1 / len([other for other in self.models.values() if other.adapter is None])
         adapters = {
             source.name: source.source
             for source in self.settings.loras
             if source.name in self.models and self.models[source.name].parent == model.name
         }
-        tag = f"{next(self._num_engines)}-{number}"
-        spec = engine_spec(model, self.settings, folder=folder, tag=tag, share=share, adapters=adapters)
+        spec = engine_spec(model, self.settings, sockets=sockets.name, share=share, adapters=adapters)
         inbox, outbox = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
         refusals: list[str] = []
 
@@ -355,6 +352,7 @@ class Fleet:
             elif isinstance(message, start.message) and not start.reached.done():
                 start.reached.set_result(None)
             if isinstance(message, wire.Ready):
+                sockets.cleanup()  # both ends hold the wire now; whoever is killed leaves no files
                 log.info("model_ready", model=model.name, dtype=message.dtype, max_model_len=message.max_model_len)
                 if "text-generation" in message.tasks and not model.tokenizer.writes_chats:
                     log.info("no_chat_template", model=model.name, instead="a plain User:/Assistant: layout")
@@ -377,6 +375,7 @@ class Fleet:
             model.engine.lose(f"the engine of {model.name} stopped under this request; it is being started again")
             for socket in (inbox, outbox):
                 socket.close(linger=0)
+            sockets.cleanup()
         return refusals[0] if refusals else f"the engine process ended with status {status}"
 
 
@@ -420,14 +419,14 @@ def read_model(source: ModelSource, settings: Settings, metrics: Metrics) -> Ser
 
 
 def engine_spec(
-    model: ServedModel, settings: Settings, *, folder: str, tag: str, share: float, adapters: dict[str, str]
+    model: ServedModel, settings: Settings, *, sockets: str, share: float, adapters: dict[str, str]
 ) -> wire.EngineSpec:
-    """The settings of one engine; `share` of the memory is its own."""
+    """The settings of one engine; `sockets` is the folder of its wire, and `share` of the memory is its own."""
     return wire.EngineSpec(
         name=model.name,
         folder=str(model.folder),
-        inbox=f"ipc://{folder}/{tag}.in",
-        outbox=f"ipc://{folder}/{tag}.out",
+        inbox=f"ipc://{sockets}/in",
+        outbox=f"ipc://{sockets}/out",
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,

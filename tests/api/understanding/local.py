@@ -65,7 +65,7 @@ def _run(fleet: Fleet, name: str) -> list["asyncio.Task[None]"]:
     model, inbox, outbox = fleet.models[name], Mailbox(), Mailbox()
     encode = msgspec.msgpack.Encoder().encode
     engine = start(
-        engine_spec(model, fleet.settings, folder="", tag="", share=1.0, adapters={}),
+        engine_spec(model, fleet.settings, sockets="", share=1.0, adapters={}),
         lambda said: outbox.send(encode(said)),
     )
     listening = model.engine.listen(inbox, outbox, lambda said: None)  # type: ignore[arg-type]
