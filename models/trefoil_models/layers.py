@@ -215,25 +215,39 @@ class GatedMLP(nn.Module):
 class FusedGatedMLP(nn.Module):
     """The same, one projection making gate and up, in that order."""
 
-    def __init__(self, width: int, inner: int, *, activation: str, bias: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        *,
+        activation: str,
+        bias: bool,
+        names: tuple[str, str] = ("gate_up_proj", "down_proj"),
+    ) -> None:
         super().__init__()
         self.activation = activation
-        self.gate_up_proj = Linear(width, 2 * inner, bias=bias)
-        self.down_proj = Linear(inner, width, bias=bias)
+        self._names = names
+        for name, sizes in zip(names, ((width, 2 * inner), (inner, width)), strict=True):
+            setattr(self, name, Linear(*sizes, bias=bias))
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up_proj(x_TM).chunk(2, -1)
-        return self.down_proj(gated_act(gate_TF, up_TF, self.activation))
+        gate_up, down = (getattr(self, name) for name in self._names)
+        gate_TF, up_TF = gate_up(x_TM).chunk(2, -1)
+        out_TM: Tensor = down(gated_act(gate_TF, up_TF, self.activation))
+        return out_TM
 
 
 class PlainMLP(nn.Module):
-    """proj(act(fc(x))), with biases, under GPT-2's names."""
+    """down(act(up(x))), with biases; under GPT-2's names unless told."""
 
-    def __init__(self, width: int, inner: int, *, activation: str) -> None:
+    def __init__(self, width: int, inner: int, *, activation: str, names: tuple[str, str] = ("c_fc", "c_proj")) -> None:
         super().__init__()
         self.activate = ACTIVATIONS[activation]
-        self.c_fc = Linear(width, inner)
-        self.c_proj = Linear(inner, width)
+        self._names = names
+        for name, sizes in zip(names, ((width, inner), (inner, width)), strict=True):
+            setattr(self, name, Linear(*sizes))
 
     def forward(self, x_TM: Tensor) -> Tensor:
-        return self.c_proj(activated(x_TM, self.c_fc, self.activate))
+        up, down = (getattr(self, name) for name in self._names)
+        out_TM: Tensor = down(activated(x_TM, up, self.activate))
+        return out_TM

@@ -5,7 +5,7 @@ by distance (ALiBi) instead; Baichuan 2 brings the rows of its head's matrix to 
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -36,8 +36,7 @@ def read_config(keys: Keys) -> Config:
     has_alibi = "max_position_embeddings" not in keys
     longest = keys.size("model_max_length") if has_alibi else keys.size("max_position_embeddings")
     dense = llama.read_dense(keys, max_positions=longest)
-    shared = {part.name: getattr(dense, part.name) for part in fields(dense)}
-    return Config(**shared, has_alibi=has_alibi, has_norm_head=_is_second(keys, has_alibi=has_alibi))
+    return Config.of(dense, has_alibi=has_alibi, has_norm_head=_is_second(keys, has_alibi=has_alibi))
 
 
 def _is_second(keys: Keys, *, has_alibi: bool) -> bool:

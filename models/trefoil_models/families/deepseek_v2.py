@@ -4,7 +4,7 @@ Multi-head latent attention (section 2.1): all heads' keys and values are linear
 stands one key part that turns. What is kept of a token is that row.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn, rotary
-from trefoil_models.attend import Attend, Site
+from trefoil_models.attend import Attend, Rows, Site
 from trefoil_models.config_keys import CheckpointError, Keys
 from trefoil_models.families import llama
 from trefoil_models.families.deepseek import in_deep_layers, shared_inner
@@ -99,8 +99,7 @@ def read_latent(
         has_bias=keys.flag("attention_bias", False),
         is_interleaved=is_interleaved,
     )
-    given = {name.name: getattr(dense, name.name) for name in fields(dense)}
-    return Config(**{**given, "mixtures": mixtures}, attention=attention)
+    return Config.of(dense, mixtures=mixtures, attention=attention)
 
 
 class LatentAttention(nn.Module):
@@ -126,7 +125,6 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         shape = self.shape
-        turn = replace(turn, run=1) if shape.is_interleaved else turn
         q_TW, latent_TR = side_by_side(x_TM, getattr(self, self.first_proj), self.kv_a_proj_with_mqa)
         if shape.query_rank is not None:
             q_TW = self.q_b_proj(self.q_a_layernorm(q_TW))
@@ -181,6 +179,10 @@ class Model(llama.Model):
 
     layer: ClassVar[type[llama.Layer]] = Layer
     config: Config
+
+    def turn(self, rows: Rows) -> Turn | None:
+        turn = super().turn(rows)
+        return replace(turn, run=1) if turn is not None and self.config.attention.is_interleaved else turn
 
     @property
     def sites(self) -> tuple[Site, ...]:

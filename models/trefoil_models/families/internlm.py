@@ -4,7 +4,7 @@ The release keeps keys as they were before they turned, and beyond the trained l
 token. Pages hold turned keys, so nothing longer is answered here; a whole text in one pass is read as the release does.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from trefoil_models.config_keys import Keys
 from trefoil_models.families import llama
@@ -36,4 +36,4 @@ def read_config(keys: Keys) -> Config:
         max_positions=dense.scaling.max_positions,
         factor=rotary.number("scaling_factor", 1.0),
     )
-    return Config(**{part.name: getattr(dense, part.name) for part in fields(dense)} | {"scaling": scaling})
+    return Config.of(dense, scaling=scaling)

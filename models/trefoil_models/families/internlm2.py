@@ -10,7 +10,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
-from trefoil_kernels.gated_act import gated_act
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
@@ -18,7 +17,7 @@ from trefoil_models.config_keys import Keys
 from trefoil_models.decoder import Decoder
 from trefoil_models.families.llama import Config, read_dense
 from trefoil_models.heads import Heads
-from trefoil_models.layers import Embedding, Linear, RMSNorm, side_by_side
+from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary
 
 __all__ = ["Config", "Model", "read_config"]
@@ -48,23 +47,6 @@ class Attention(nn.Module):
         return self.wo(out_THD.flatten(1))
 
 
-class FeedForward(nn.Module):
-    """w2(act(w1(x)) * w3(x))."""
-
-    reads_together: ClassVar[tuple[str, ...]] = ("w1", "w3")
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.activation = config.activation
-        self.w1 = Linear(config.width, config.inner, bias=False)
-        self.w3 = Linear(config.width, config.inner, bias=False)
-        self.w2 = Linear(config.inner, config.width, bias=False)
-
-    def forward(self, x_TM: Tensor) -> Tensor:
-        gate_TF, up_TF = side_by_side(x_TM, self.w1, self.w3)
-        return self.w2(gated_act(gate_TF, up_TF, self.activation))
-
-
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
@@ -73,7 +55,9 @@ class Layer(nn.Module):
         self.attention_norm = RMSNorm(config.width, config.eps)
         self.attention = Attention(config, site)
         self.ffn_norm = RMSNorm(config.width, config.eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = GatedMLP(
+            config.width, config.inner, activation=config.activation, bias=False, names=("w1", "w3", "w2")
+        )
 
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         out_TM = self.attention(self.attention_norm(x_TM), turn, attend)

@@ -14,7 +14,7 @@ def read_config(keys: Keys) -> Config:
     has_bias = keys.flag("bias", keys.flag("mlp_bias", False))
     return read_dense(
         keys,
-        kv_heads=None if keys.is_null("num_key_value_heads") else DEFAULT_KV_HEADS,
+        kv_heads=DEFAULT_KV_HEADS,
         head_dim=None if keys.is_null("head_dim") else DEFAULT_HEAD_DIM,
         max_positions=32768,
         qkv_bias=keys.flag("qkv_bias", keys.flag("attention_bias", False)),

@@ -4,8 +4,8 @@ Pre-norm RMSNorm, rotary positions in the half layout, grouped query heads, gate
 those of the files, so no weight needs renaming.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -51,6 +51,11 @@ class Config:
     fuses_gate_up: bool = False
     mixtures: tuple[MixtureShape | None, ...] = ()
 
+    @classmethod
+    def of(cls, dense: "Config", **own: Any) -> Self:
+        """A child's, with what is its own."""
+        return cls(**{part.name: getattr(dense, part.name) for part in fields(Config)} | own)
+
     @property
     def longest(self) -> int:
         return self.scaling.longest
@@ -84,10 +89,12 @@ def read_dense(
 ) -> Config:
     """The keys that llama and its children share; the arguments are what differs between them.
 
-    `partial`: how much of a head turns where the file does not say; None: a file that says so is refused.
+    `kv_heads`: how many there are where the file is silent; where it says null, as many as query heads. `partial`: how
+    much of a head turns where the file does not say; None: a file that says so is refused.
     """
     heads, width = keys.size("num_attention_heads"), keys.size("hidden_size")
-    kv_heads = keys.size("num_key_value_heads", kv_heads or heads)
+    silent = heads if kv_heads is None or keys.is_null("num_key_value_heads") else kv_heads
+    kv_heads = keys.size("num_key_value_heads", silent)
     if heads % kv_heads:
         raise CheckpointError(
             f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"

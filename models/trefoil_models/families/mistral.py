@@ -15,5 +15,4 @@ def read_config(keys: Keys) -> Config:
     windows = (window,) * keys.size("num_hidden_layers", most=MOST_LAYERS)
     if "layer_types" in keys:  # Ministral under Mistral's name
         windows = read_layer_windows(keys, window)
-    kv_heads = None if keys.is_null("num_key_value_heads") else DEFAULT_KV_HEADS
-    return read_dense(keys, kv_heads=kv_heads, max_positions=4096 * 32, windows=windows)
+    return read_dense(keys, kv_heads=DEFAULT_KV_HEADS, max_positions=4096 * 32, windows=windows)

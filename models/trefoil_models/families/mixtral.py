@@ -25,7 +25,7 @@ def read_config(keys: Keys) -> Config:
     )
     dense = read_dense(
         keys,
-        kv_heads=None if keys.is_null("num_key_value_heads") else DEFAULT_KV_HEADS,
+        kv_heads=DEFAULT_KV_HEADS,
         max_positions=4096 * 32,
         windows=(window,) * num_layers,
         eps=1e-5,

@@ -12,14 +12,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
-from trefoil_kernels.gated_act import gated_act
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
-from trefoil_models.layers import Embedding, Linear, RMSNorm, side_by_side
+from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling
 
 
@@ -122,22 +121,6 @@ class Attention(nn.Module):
         return self.c_proj(out_THD.flatten(1))
 
 
-class MLP(nn.Module):
-    """c_proj(w1(x) * silu(w2(x))): the second is the gate."""
-
-    reads_together: ClassVar[tuple[str, ...]] = ("w2", "w1")
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.w1 = Linear(config.width, config.inner, bias=config.has_bias)
-        self.w2 = Linear(config.width, config.inner, bias=config.has_bias)
-        self.c_proj = Linear(config.inner, config.width, bias=config.has_bias)
-
-    def forward(self, x_TM: Tensor) -> Tensor:
-        gate_TF, up_TF = side_by_side(x_TM, self.w2, self.w1)
-        return self.c_proj(gated_act(gate_TF, up_TF, "silu"))
-
-
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -146,7 +129,9 @@ class Layer(nn.Module):
         self.ln_1 = RMSNorm(config.width, config.eps)
         self.attn = Attention(config, site)
         self.ln_2 = RMSNorm(config.width, config.eps)
-        self.mlp = MLP(config)
+        self.mlp = GatedMLP(
+            config.width, config.inner, activation="silu", bias=config.has_bias, names=("w2", "w1", "c_proj")
+        )
 
     def forward(self, x_TM: Tensor, places: Places, attend: Attend) -> Tensor:
         out_TM = self.attn(self.ln_1(x_TM), places, attend)

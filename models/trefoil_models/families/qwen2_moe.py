@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from trefoil_models.config_keys import MOST_LAYERS, Keys
 from trefoil_models.families.llama import Config, Model, read_dense, read_layer_windows
+from trefoil_models.families.qwen2 import read_window
 from trefoil_models.mixture import MixtureShape, read_choice
 from trefoil_models.routing import SoftmaxTop
 
@@ -28,7 +29,7 @@ def read_config(keys: Keys) -> Config:
     )
     dense = read_dense(
         keys,
-        kv_heads=None if keys.is_null("num_key_value_heads") else DEFAULT_KV_HEADS,
+        kv_heads=DEFAULT_KV_HEADS,
         max_positions=32768,
         windows=_read_windows(keys),
         qkv_bias=keys.flag("qkv_bias", True),
@@ -45,9 +46,7 @@ def in_sparse_layers(keys: Keys, mixture: MixtureShape) -> tuple[MixtureShape | 
 
 def _read_windows(keys: Keys) -> tuple[int | None, ...]:
     """By `layer_types`, else on every second layer, from the first to `max_window_layers`, where the file wants it."""
-    num_layers = keys.size("num_hidden_layers", most=MOST_LAYERS)
-    has_windows = keys.flag("use_sliding_window", False) and not keys.is_null("sliding_window")
-    window = keys.size("sliding_window", 4096) if has_windows else None
+    num_layers, window = keys.size("num_hidden_layers", most=MOST_LAYERS), read_window(keys)
     if "layer_types" in keys:
         return read_layer_windows(keys, window)
     end = keys.integer("max_window_layers", 28)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from trefoil_models.config_keys import MOST_LAYERS, Keys
 from trefoil_models.families.llama import Config, Model, read_dense
+from trefoil_models.families.qwen2 import read_window
 from trefoil_models.families.qwen2_moe import in_sparse_layers
 from trefoil_models.mixture import MixtureShape, read_choice
 from trefoil_models.routing import SoftmaxTop
@@ -22,14 +23,12 @@ def read_config(keys: Keys) -> Config:
         keys.size("moe_intermediate_size", 768),
         SoftmaxTop(top_k, is_normalised=keys.flag("norm_topk_prob", False)),
     )
-    has_windows = keys.flag("use_sliding_window", False) and not keys.is_null("sliding_window")
-    window = keys.size("sliding_window", 4096) if has_windows else None
     has_bias = keys.flag("attention_bias", False)
     dense = read_dense(
         keys,
-        kv_heads=None if keys.is_null("num_key_value_heads") else DEFAULT_KV_HEADS,
+        kv_heads=DEFAULT_KV_HEADS,
         max_positions=32768,
-        windows=(window,) * keys.size("num_hidden_layers", most=MOST_LAYERS),
+        windows=(read_window(keys),) * keys.size("num_hidden_layers", most=MOST_LAYERS),
         qkv_bias=has_bias,
         out_bias=has_bias,
         has_qk_norm=True,

@@ -9,14 +9,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from trefoil_kernels.add import add
-from trefoil_kernels.gated_act import gated_act
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
-from trefoil_models.layers import Embedding, LayerNorm, Linear, RMSNorm
+from trefoil_models.layers import Embedding, FusedGatedMLP, LayerNorm, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling
 
 
@@ -108,19 +107,6 @@ class Attention(nn.Module):
         return self.dense(out_THD.flatten(1))
 
 
-class MLP(nn.Module):
-    """4h_to_h(silu(gate) * up), gate and up being the halves of h_to_4h(x)."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.dense_h_to_4h = Linear(config.width, 2 * config.inner, bias=config.bias)
-        self.dense_4h_to_h = Linear(config.inner, config.width, bias=config.bias)
-
-    def forward(self, x_TM: Tensor) -> Tensor:
-        gate_TF, up_TF = self.dense_h_to_4h(x_TM).chunk(2, -1)
-        return self.dense_4h_to_h(gated_act(gate_TF, up_TF, "silu"))
-
-
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -129,7 +115,8 @@ class Layer(nn.Module):
         self.input_layernorm = norm(config)
         self.self_attention = Attention(config, site)
         self.post_attention_layernorm = norm(config)
-        self.mlp = MLP(config)
+        names = ("dense_h_to_4h", "dense_4h_to_h")
+        self.mlp = FusedGatedMLP(config.width, config.inner, activation="silu", bias=config.bias, names=names)
 
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:
         out_TM = self.self_attention(self.input_layernorm(x_TM), turn, attend)

@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
@@ -21,7 +20,7 @@ from trefoil_models.attend import Attend, Contexts, Rows, Span, places
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
-from trefoil_models.layers import Embedding, LayerNorm, Linear, activated
+from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
 
 ALPHA = (2 * 28) ** 0.5
 """Of the released depth, which the published code takes for every depth."""
@@ -114,18 +113,6 @@ class Attention(nn.Module):
         return self.dense(out_THD.flatten(1))
 
 
-class MLP(nn.Module):
-    """4h_to_h(gelu(h_to_4h(x))), gelu by tanh."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.dense_h_to_4h = Linear(config.width, config.inner)
-        self.dense_4h_to_h = Linear(config.inner, config.width)
-
-    def forward(self, x_TM: Tensor) -> Tensor:
-        return self.dense_4h_to_h(activated(x_TM, self.dense_h_to_4h, ACTIVATIONS["gelu_new"]))
-
-
 class Layer(nn.Module):
     """n = norm(x), y = alpha n + attention(n); m = norm(y), alpha m + mlp(m)."""
 
@@ -134,7 +121,8 @@ class Layer(nn.Module):
         self.input_layernorm = LayerNorm(config.width, config.eps)
         self.attention = Attention(config, site)
         self.post_attention_layernorm = LayerNorm(config.width, config.eps)
-        self.mlp = MLP(config)
+        names = ("dense_h_to_4h", "dense_4h_to_h")
+        self.mlp = PlainMLP(config.width, config.inner, activation="gelu_new", names=names)
 
     def forward(self, x_TM: Tensor, turn: Turn, contexts: Contexts | None, attend: Attend) -> Tensor:
         x_TM = self.input_layernorm(x_TM)
