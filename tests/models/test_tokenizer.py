@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,10 @@ def original(folder: Path) -> "sentencepiece.SentencePieceProcessor":
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
+load, original_of = cache(Tokenizer.load), cache(original)
+"""Of the shelf's folders, which stay as they are."""
+
+
 def peer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -129,7 +134,7 @@ LIBRARY = ["json", "pairs", "qwen2"]
 
 @pytest.mark.parametrize("kind", LIBRARY)
 def test_encodes_and_decodes_as_transformers_does(shelf: dict[str, Path], kind: str) -> None:
-    ours, theirs = Tokenizer.load(shelf[kind]), peer(shelf[kind])
+    ours, theirs = load(shelf[kind]), peer(shelf[kind])
     for text in [*TEXTS, "<|im_start|>user\nhi<|im_end|>", "a<think> b"]:
         expected = theirs(text, return_offsets_mapping=True)
         found = ours.encode(text)
@@ -142,7 +147,7 @@ def test_encodes_and_decodes_as_transformers_does(shelf: dict[str, Path], kind: 
 
 @pytest.mark.parametrize("kind", LIBRARY)
 def test_roles_are_those_of_transformers(shelf: dict[str, Path], kind: str) -> None:
-    ours, theirs = Tokenizer.load(shelf[kind]), peer(shelf[kind])
+    ours, theirs = load(shelf[kind]), peer(shelf[kind])
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
     assert ours.special_ids >= set(theirs.all_special_ids)
     assert ours.vocab_len == len(theirs)
@@ -152,7 +157,7 @@ def test_roles_are_those_of_transformers(shelf: dict[str, Path], kind: str) -> N
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize("text", TEXTS, ids=repr)
 def test_tokenizer_model_encodes_as_sentencepiece_does(shelf: dict[str, Path], kind: str, text: str) -> None:
-    ours, theirs = Tokenizer.load(shelf[kind]), original(shelf[kind])
+    ours, theirs = load(shelf[kind]), original_of(shelf[kind])
     assert ours.encode_ids(text, add_special_tokens=False) == theirs.encode(text)
     if theirs.unk_id() not in theirs.encode(text):  # sentencepiece writes unknowns as " ⁇ ", transformers not at all
         assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
@@ -161,14 +166,14 @@ def test_tokenizer_model_encodes_as_sentencepiece_does(shelf: dict[str, Path], k
 @relaxed
 @given(text=texts)
 def test_tokenizer_model_encodes_anything_as_sentencepiece_does(shelf: dict[str, Path], text: str) -> None:
-    ours, theirs = Tokenizer.load(shelf["bpe"]), original(shelf["bpe"])
+    ours, theirs = load(shelf["bpe"]), original_of(shelf["bpe"])
     assert ours.encode_ids(text, add_special_tokens=False) == theirs.encode(text)
 
 
 @relaxed
 @given(data=st.data())
 def test_tokenizer_model_decodes_any_ids_as_sentencepiece_does(shelf: dict[str, Path], data: st.DataObject) -> None:
-    ours, theirs = Tokenizer.load(shelf["bpe"]), original(shelf["bpe"])
+    ours, theirs = load(shelf["bpe"]), original_of(shelf["bpe"])
     space = theirs.piece_to_id("<0x20>")  # which the library's Strip takes for the dummy prefix at a text's start
     ids = data.draw(st.lists(st.integers(3, ours.vocab_len - 1).filter(lambda i: i != space), max_size=12))
     assert ours.decode(ids) == theirs.decode(ids)
@@ -178,7 +183,7 @@ def test_tokenizer_model_decodes_any_ids_as_sentencepiece_does(shelf: dict[str, 
 @relaxed
 @given(text=texts)
 def test_text_survives_the_round_trip(shelf: dict[str, Path], kind: str, text: str) -> None:
-    tokenizer = Tokenizer.load(shelf[kind])
+    tokenizer = load(shelf[kind])
     if kind == "unigram":  # normalises, and has no bytes for what it does not know
         assert tokenizer.decode(tokenizer.encode_ids("hello the")) == "hello the"
     else:
@@ -190,7 +195,7 @@ def test_text_survives_the_round_trip(shelf: dict[str, Path], kind: str, text: s
 @relaxed
 @given(data=st.data())
 def test_stream_says_what_decode_says(shelf: dict[str, Path], kind: str, skip: bool, data: st.DataObject) -> None:
-    tokenizer = Tokenizer.load(shelf[kind])
+    tokenizer = load(shelf[kind])
     some_ids = st.lists(st.integers(0, tokenizer.vocab_len + 1), max_size=60)
     prompt, ids = data.draw(some_ids), data.draw(some_ids | texts.map(tokenizer.encode_ids))
     stream = tokenizer.stream(prompt, skip_special_tokens=skip)
@@ -228,7 +233,7 @@ def test_stream_follows_every_decoder(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", ["json", "bpe"])
 def test_stream_never_gives_half_a_character(shelf: dict[str, Path], kind: str) -> None:
-    tokenizer = Tokenizer.load(shelf[kind])
+    tokenizer = load(shelf[kind])
     stream = tokenizer.stream([], skip_special_tokens=True)
     pieces = [stream.push(token_id) for token_id in tokenizer.encode_ids("x🦜y鸚鵡z")]
     assert "".join(pieces) == "x🦜y鸚鵡z"
@@ -237,7 +242,7 @@ def test_stream_never_gives_half_a_character(shelf: dict[str, Path], kind: str) 
 
 @pytest.mark.parametrize("kind", ["json", "bpe"])
 def test_stream_gives_a_broken_end_as_replacement_characters(shelf: dict[str, Path], kind: str) -> None:
-    tokenizer = Tokenizer.load(shelf[kind])
+    tokenizer = load(shelf[kind])
     stream = tokenizer.stream([], skip_special_tokens=True)
     ids = tokenizer.encode_ids("a 🦜")[:-1]
     assert "".join(map(stream.push, ids)) == "a "
@@ -246,7 +251,7 @@ def test_stream_gives_a_broken_end_as_replacement_characters(shelf: dict[str, Pa
 
 
 def test_stream_keeps_the_space_after_a_prompt(shelf: dict[str, Path]) -> None:
-    tokenizer = Tokenizer.load(shelf["bpe"])
+    tokenizer = load(shelf["bpe"])
     prompt, ids = tokenizer.encode_ids("Hello"), tokenizer.encode_ids("world", add_special_tokens=False)
     after, alone = (tokenizer.stream(before, skip_special_tokens=True) for before in (prompt, []))
     assert "".join(map(after.push, ids)) == " world"
@@ -266,7 +271,7 @@ def test_a_llama_folder_saved_by_transformers_reads_the_same(shelf: dict[str, Pa
 @pytest.mark.parametrize("text", [text for text in TEXTS if not text.startswith(" ")], ids=repr)
 def test_tokenizer_model_reads_as_in_transformers_save_leading_spaces(shelf: dict[str, Path], text: str) -> None:
     theirs = transformers.LlamaTokenizer.from_pretrained(shelf["bpe"], add_bos_token=True)
-    assert Tokenizer.load(shelf["bpe"]).encode_ids(text) == theirs(text)["input_ids"]
+    assert load(shelf["bpe"]).encode_ids(text) == theirs(text)["input_ids"]
 
 
 @pytest.mark.parametrize("text", SPECIALS)
@@ -311,7 +316,7 @@ def test_user_defined_runs_of_spaces_stand_for_spaces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [text for text in [*TEXTS, *SPECIALS] if text])
 def test_offsets_point_into_the_text_itself(shelf: dict[str, Path], text: str) -> None:
-    found = Tokenizer.load(shelf["bpe"]).encode(text)
+    found = load(shelf["bpe"]).encode(text)
     assert found.offsets[0] == (0, 0)
     assert found.type_ids == [0] * len(found.ids)
     for token, (start, end) in zip(found.tokens, found.offsets, strict=True):
@@ -383,7 +388,7 @@ def test_roberta_files_frame_each_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_token_bytes_join_to_the_text(shelf: dict[str, Path], kind: str) -> None:
-    tokenizer = Tokenizer.load(shelf[kind])
+    tokenizer = load(shelf[kind])
     text = "The quick brown 12 dog" if kind == "unigram" else "Hello  world 你好 🦜 12\n"
     joined = b"".join(map(tokenizer.token_bytes, tokenizer.encode_ids(text, add_special_tokens=False)))
     assert joined.decode().removeprefix(" ") == text
@@ -391,7 +396,7 @@ def test_token_bytes_join_to_the_text(shelf: dict[str, Path], kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_token_text_never_raises(shelf: dict[str, Path], kind: str) -> None:
-    tokenizer = Tokenizer.load(shelf[kind])
+    tokenizer = load(shelf[kind])
     said = [tokenizer.token_text(token_id) for token_id in range(tokenizer.vocab_len)]
     assert all(said)
     assert [tokenizer.token_text(token_id) for token_id in (-1, tokenizer.vocab_len, 2**40)] == ["", "", ""]
@@ -418,9 +423,9 @@ def test_reserved_pieces_go_by_the_names_of_the_config(tmp_path: Path) -> None:
 
 
 def test_a_byte_run_keeps_its_whole_characters(shelf: dict[str, Path]) -> None:
-    tokenizer = Tokenizer.load(shelf["bpe"])
+    tokenizer = load(shelf["bpe"])
     ids = tokenizer.encode_ids("鸚", add_special_tokens=False)
-    assert tokenizer.decode([*ids, ids[-3]]) == original(shelf["bpe"]).decode([*ids, ids[-3]]) == "鸚\ufffd"
+    assert tokenizer.decode([*ids, ids[-3]]) == original_of(shelf["bpe"]).decode([*ids, ids[-3]]) == "鸚\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -483,7 +488,7 @@ def test_a_chat_template_file_wins_over_the_config(tmp_path: Path) -> None:
 
 def test_without_template_a_chat_is_written_plainly(shelf: dict[str, Path], tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    plain = Tokenizer.load(shelf["json"])
+    plain = load(shelf["json"])
     assert not plain.has_chat_template
     assert plain.render_chat(chat) == "Be kind.\n\nUser: Hi\n\nAssistant:"
     shutil.copy(shelf["bpe"] / "tokenizer.model", tmp_path)
