@@ -1,7 +1,7 @@
 """Renders chat messages to a prompt with a model folder's Jinja template, in a sandbox with bounded work.
 
-The guards stop mistakes and simple bombs (huge ranges, repeated or doubled strings, endless output); a limit on time is
-left to the server, which renders off the event loop.
+The guards stop mistakes and simple bombs: huge ranges, wide formats, strings that are repeated, doubled, joined or
+replaced beyond bounds, endless output. A limit on time is left to the server, which renders off the event loop.
 """
 
 import json
@@ -9,19 +9,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn
+from string import Formatter
+from typing import Any, NoReturn, cast
 
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_format, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_TEXT = 4_000_000  # characters of a rendered chat, and of any string a template builds on the way
+MAX_TEXT = 4_000_000  # characters of a rendered chat, and of strings that a template builds on the way
+WIDE_PERCENT = re.compile(r"%(\([^)]*\))?[-#0 +\d.]*(\*|\d{5})")
+WIDE_BRACES = re.compile(r"\{|\d{5}")  # within a field; a brace there lets an argument say how wide
 
 # For models without a template: "User: ...\n\nAssistant: ...\n\nAssistant:", a system message standing bare.
 FALLBACK = """\
@@ -119,8 +123,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             extensions=[GenerationTag, loopcontrols],
             loader=jinja2.DictLoader({"chat": source}),
         )
-        self.filters |= {name: _narrow(self.filters[name]) for name in ("batch", "center", "format", "indent", "slice")}
-        self.filters |= {"tojson": _to_json, "_together": _together}
+        self.filters |= {name: _narrow(self.filters[name]) for name in ("batch", "center", "indent", "slice")}
+        self.filters |= {"format": _format, "join": _join, "replace": _replace, "tojson": _to_json}
+        self.filters["_together"] = _together
         self.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: now().strftime(str(form))}
         self.globals |= {"namespace": PlainNamespace}
 
@@ -130,17 +135,27 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("a string or list repeated too often")
         if operator == "**" and (abs(left) > 1_000_000 or abs(right) > 100):
             raise SecurityError("a power of too large numbers")
-        if operator == "%" and isinstance(left, str) and re.search(r"\*|\d{5}", left):
-            raise SecurityError("a text format that is too wide")
-        if operator == "+" and isinstance(left, str | list) and len(left) + len(right) > MAX_TEXT:
+        if operator == "%" and isinstance(left, str):
+            _check_percent(left)
+        if operator == "+" and isinstance(left, str | list | tuple) and len(left) + len(right) > MAX_TEXT:
             raise SecurityError("a text that is too long")
-        return super().call_binop(context, operator, left, right)
+        return _sized(super().call_binop(context, operator, left, right))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Calls, save those of string methods with a width that is too large."""
-        if isinstance(getattr(obj, "__self__", None), str):
-            _check_widths((*args, *kwargs.values()))
-        return super().call(context, obj, *args, **kwargs)
+        """Calls, save those of string methods that would make too much of their text."""
+        method = getattr(obj, "__wrapped__", obj)  # format comes in the sandbox's own wrapper
+        text = getattr(method, "__self__", None)
+        if not isinstance(text, str):
+            return super().call(context, obj, *args, **kwargs)
+        _check_widths((*args, *kwargs.values()))
+        match method.__name__:
+            case "join":
+                return _joined(text, *args, **kwargs)
+            case "replace":
+                _check_replacement(text, *map(str, args[:2]))
+            case "format" | "format_map":
+                _check_braces(text)
+        return _sized(super().call(context, obj, *args, **kwargs))
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         return super()._generate(TildeAsFilter().visit(source), *args, **kwargs)
@@ -196,7 +211,54 @@ def _to_json(
 ) -> str:
     """JSON as it is, where Jinja's own filter would escape it for HTML."""
     _check_widths((indent,))
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _bounded(encoder.iterencode(value))
+
+
+def _check_braces(form: str) -> None:
+    if any(WIDE_BRACES.search(spec or "") for _, _, spec, _ in Formatter().parse(form)):
+        raise SecurityError("a text format that is too wide")
+
+
+def _format(value: object, *args: Any, **kwargs: Any) -> str:
+    """Jinja's filter, within bounds."""
+    form = str(value)
+    _check_percent(form)
+    return cast(str, _sized(do_format(form, *args, **kwargs)))
+
+
+@jinja2.pass_environment
+def _join(environment: jinja2.Environment, value: Iterable[object], d: object = "", attribute: Any = None) -> str:
+    """Jinja's filter, within bounds."""
+    parts = value if attribute is None else map(make_attrgetter(environment, attribute), value)
+    return _joined(str(d), map(str, parts))
+
+
+def _replace(value: object, old: object, new: object, count: int | None = None) -> str:
+    """Jinja's filter, within bounds."""
+    text, old, new = str(value), str(old), str(new)
+    _check_replacement(text, old, new)
+    return text.replace(old, new, -1 if count is None else count)
+
+
+def _joined(between: str, parts: Iterable[str]) -> str:
+    return _bounded(piece for number, part in enumerate(parts) for piece in ((between, part) if number else (part,)))
+
+
+def _check_replacement(text: str, old: str, new: str) -> None:
+    if len(text) + text.count(old) * len(new) > 2 * MAX_TEXT:
+        raise SecurityError("a text that is too long")
+
+
+def _check_percent(form: str) -> None:
+    if WIDE_PERCENT.search(form):
+        raise SecurityError("a text format that is too wide")
+
+
+def _sized(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise SecurityError("a text that is too long")
+    return value
 
 
 def _bounded(pieces: Iterable[str]) -> str:

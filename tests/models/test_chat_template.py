@@ -135,6 +135,25 @@ def test_arguments_cannot_be_changed(source: str) -> None:
         "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x='a') %}"
         "{% for i in range(99) %}{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
+        "{% set ns = namespace(x=(1,)) %}{% for i in range(25) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        *(
+            "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = DOUBLED %}{% endfor %}".replace(
+                "DOUBLED", doubled
+            )
+            for doubled in (
+                "ns.x.replace('a', 'aa')",
+                "ns.x | replace('a', 'aa')",
+                "''.join([ns.x, ns.x])",
+                "[ns.x, ns.x] | join",
+                "'{0}{0}'.format(ns.x)",
+                "'%s%s' % (ns.x, ns.x)",
+                "'%s%s' | format(ns.x, ns.x)",
+                "[ns.x, ns.x] | tojson",
+            )
+        ),
+        "{{ '{:>99999999}'.format('a') }}",
+        "{{ '{:>{}}'.format('a', '99999999') }}",
+        "{{ '%99999999d' | format(1) }}",
         "{% set x = 'a' * 1000000 %}{% for i in range(9999) %}{{ x }}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
@@ -156,6 +175,12 @@ def test_ordinary_arithmetic_is_left_alone() -> None:
     assert (
         render("{{ 2 ** 8 }} {{ 'ab' * 3 }} {{ 7 % 2 }} {{ '%s!' % 'x' }} {{ [1] + [2] }}") == "256 ababab 1 x! [1, 2]"
     )
+    assert (
+        render("{{ 'a-b'.replace('-', '+') }} {{ 'a-b' | replace('-', '') }} {{ '{:>3}'.format('c') }}") == "a+b ab   c"
+    )
+    assert render("{{ ', '.join(['a', 'b']) }} {{ [{'x': 1}, {'x': 2}] | join('+', attribute='x') }}") == "a, b 1+2"
+    assert render("{{ '**%s**=%3d 20240101' | format('a', 1) }}") == "**a**=  1 20240101"
+    assert render("""{{ '{{"on": {}}} 20240101'.format(1) }}""") == '{"on": 1} 20240101'
     assert len(render("{{ 'a' * n }}", n=MAX_TEXT)) == MAX_TEXT
 
 
