@@ -54,3 +54,13 @@ def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, names in ((torch, ("empty", "empty_like", "empty_strided")), (torch.Tensor, ("new_empty",))):
         for name in names:
             monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
+
+
+@pytest.fixture
+def gpu() -> str:
+    """The CUDA device's name; the test skips itself where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return "cuda"

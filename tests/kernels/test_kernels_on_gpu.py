@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from closeness import assert_agrees, assert_close
-from trefoil_kernels import gated_act, layer_norm, linear, packed_attention, rms_norm, rotary, sample
+from trefoil_kernels import gated_act, grouped_linear, layer_norm, linear, packed_attention, rms_norm, rotary, sample
 from trefoil_kernels.bias import Alibi, RelativeBias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
@@ -39,6 +39,19 @@ def test_one_row_product(shape: tuple[int, int], gpu: str) -> None:
     x_TM, weight_FM, bias_F = (draw(gpu, *size).detach() for size in ((1, shape[1]), shape, (shape[0],)))
     wanted = x_TM.double() @ weight_FM.double().T + bias_F.double()
     assert_close(linear.linear(x_TM, weight_FM, bias_F), wanted.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "shape"), [(7, (8, 1536, 2048)), (40, (60, 333, 896)), (600, (8, 1024, 1500))], ids=str
+)
+def test_grouped_product(rows: int, shape: tuple[int, int, int], dtype: torch.dtype, gpu: str) -> None:
+    """One by one, in low tiles and in high ones."""
+    x_RM, weights_EFM = (draw(gpu, *size).detach().to(dtype) for size in ((rows, shape[2]), shape))
+    choice_P = torch.rand(rows, shape[0], device=gpu).argsort(1)[:, :4].flatten()
+    ordered = grouped_linear.in_order(choice_P, shape[0], dtype)
+    wanted = grouped_linear.reference(x_RM.double(), weights_EFM.double(), choice_P)
+    assert_close(grouped_linear.grouped_linear(x_RM, weights_EFM, choice_P, ordered), wanted.to(dtype))
 
 
 @pytest.mark.parametrize("activation", gated_act.ACTIVATIONS)

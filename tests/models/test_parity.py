@@ -348,11 +348,9 @@ def test_the_hub_names_are_read(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_bf16_logits_stay_near_on_gpu(family: str, tmp_path: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+def test_bf16_logits_stay_near_on_gpu(family: str, tmp_path: Path, gpu: str) -> None:
     folder, sequences = tiny.checkpoint(tmp_path, family, std=0.1), tiny.draw_ids(*LENS)
-    model = checkpoint.load(folder, dtype=torch.bfloat16, device="cuda")
-    rows, attend = packed_rows(sequences, "cuda")
+    model = checkpoint.load(folder, dtype=torch.bfloat16, device=gpu)
+    rows, attend = packed_rows(sequences, gpu)
     logits, wanted = model.lm_head.logits(model(rows, attend)), our_logits(folder, sequences)
     assert (logits.float().cpu() - wanted).norm() / wanted.norm() < 0.05
