@@ -20,17 +20,22 @@ LARGEST_GROUP = 128
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows and keys of one matmul tile, warps that work on it, key tiles in flight."""
+    """Rows and keys of one matmul tile, warps that work on it, key tiles in flight.
+
+    `registers`: the most a thread may have, where a few more than that would let fewer programs share a processor.
+    """
 
     rows: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
     @property
     def constants(self) -> dict[str, int]:
         """As the kernels name them."""
-        return {"BLOCK_M": self.rows, "BLOCK_N": self.keys, "STAGES": self.stages, "num_warps": self.warps}
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"BLOCK_M": self.rows, "BLOCK_N": self.keys, "STAGES": self.stages, "num_warps": self.warps, **limit}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +63,13 @@ def padded_width(head_dim: int) -> int:
 
 
 @triton.jit
-def fold(scores, factor, v, out, peak, total):
-    """One more tile of keys into a running softmax of `scores * factor`: [rows, keys], v [keys, D], out [rows, D].
+def fold(scores, factor, v, out, peak, total, offset=0.0):
+    """One more tile of keys into a running softmax of `scores * factor + offset`.
 
-    The factor, above zero, meets the peak in one multiply-add.
+    Scores are [rows, keys], v [keys, D], out [rows, D]. The factor, above zero, meets the peak in one multiply-add.
     """
-    new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
-    weights = tl.math.exp2(scores * factor - new_peak[:, None])
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * factor + offset)
+    weights = tl.math.exp2(scores * factor - (new_peak - offset)[:, None])
     shrink = tl.math.exp2(peak - new_peak)
     out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
     return out, new_peak, total * shrink + tl.sum(weights, 1)

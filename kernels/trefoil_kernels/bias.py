@@ -44,12 +44,18 @@ class RelativeBias:
             return _within(self, longest)
         return self._once(("within", longest), lambda: _within(self, longest))
 
-    def band(self, rows: int, keys: int, dtype: torch.dtype) -> "Band":
-        """The same numbers as whole tiles of scores, to be cut out by distance; not differentiable."""
+    def band(self, rows: int, keys: int, scale: float, dtype: torch.dtype) -> "Band":
+        """The same numbers as whole tiles, to be cut out by distance and added to scores before `scale`.
+
+        Not differentiable.
+        """
         step, reach = min(rows, keys), self.max_distance
         low, high = -(reach + keys) // step * step, -(-(reach + rows) // step) * step
-        values_RW = self._once((rows, keys, dtype), lambda: self._band(rows, low, high - low + keys).to(dtype))
-        return Band(values_RW, low, high)
+
+        def make() -> Tensor:
+            return (self._band(rows, low, high - low + keys) / scale).to(dtype)
+
+        return Band(self._once((rows, keys, scale, dtype), make), low, high)
 
     def _numbers(self) -> Tensor:
         reach = self.max_distance

@@ -159,7 +159,7 @@ def on_triton(
         packing.tiles_on(device, tiles.query.rows),
         keys.tiles_on(device, tiles.key.keys),
     )
-    has_descriptors = chip() in DESCRIPTOR_CHIPS and dtype.itemsize == 2 and can_describe(k_KGD, v_KGD)
+    has_descriptors = chip() in DESCRIPTOR_CHIPS and dtype.itemsize == 2 and can_describe(q_THD, k_KGD, v_KGD)
     return attend(q_THD, k_KGD, v_KGD, Call(layout, mask, scale, added, has_descriptors))
 
 

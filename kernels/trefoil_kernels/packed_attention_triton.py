@@ -6,11 +6,12 @@ The forward pass keeps each row's log-sum-exp (base 2), so that the backward pas
 
 with delta = rowsum(do * out). One kernel owns tiles of queries (dq, and a learned bias by distance, whose gradient is
 the sum of ds along diagonals), one owns tiles of keys (dk, dv) and walks through all query heads of its group.
-On chips with a tensor memory accelerator the forward pass fetches whole tiles of keys through descriptors. It takes a
-learned bias by whole tiles too, cut out of a band (bias.Band): a lookup for each score would cost more than the rest.
+On chips with a tensor memory accelerator the forward pass fetches whole tiles through descriptors. It takes a learned
+bias by whole tiles too, cut out of a band (bias.Band): a lookup for each score would cost more than the rest. Tiles so
+far away that all their distances share one number come in a loop of their own, as if there were no bias.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,17 +54,19 @@ TILES = {
     ("sm_80", 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_80", 128): Tiles(Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
     ("sm_80", 256): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    ("sm_90", 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
+    ("sm_90", 64): Tiles(Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
     ("sm_90", 128): Tiles(Tile(128, 128, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_90", 256): Tiles(Tile(64, 64, 8, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
 }
 BIASED_TILES = {
     ("sm_80", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_80", 128): Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 64, 8, 1)),
-    ("sm_90", 64): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+    ("sm_90", 64): Tiles(Tile(64, 64, 4, 2, registers=128), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
     ("sm_90", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
 }
 """By chip and padded head width, 64 at least: sm_90 as measured, sm_80 the largest without spills (docs/kernels.md)."""
+UNEVEN_TILES = {("sm_90", 128): replace(TILES["sm_90", 128], forward=Tile(128, 64, 8, 3))}
+"""For heads narrower than their padded width, which no descriptor fetches."""
 
 
 FLOAT32_TILES = {
@@ -110,17 +113,18 @@ def tiles_for(head_dim: int, dtype: torch.dtype, bias_kind: str) -> Tiles:
     name, width = chip(), max(64, padded_width(head_dim))
     if name == "interpreter":
         return Tiles(INTERPRETER_TILE, INTERPRETER_TILE, INTERPRETER_TILE)
-    half = TILES if bias_kind == "none" else BIASED_TILES
+    plain = TILES if head_dim == width else TILES | UNEVEN_TILES
+    half = plain if bias_kind == "none" else BIASED_TILES
     table = FLOAT32_TILES if dtype.itemsize > 2 else half
     return table.get((name, width), Tiles(SMALL_TILE, SMALL_TILE, SMALL_TILE))
 
 
-def can_describe(k_KGD: Tensor, v_KGD: Tensor) -> bool:
-    """Can both be fetched through tensor descriptors: heads side by side, everything on 16-byte borders?"""
-    width = k_KGD.shape[2]
+def can_describe(*tensors: Tensor) -> bool:
+    """Can all be fetched through tensor descriptors: heads side by side, everything on 16-byte borders?"""
+    width = tensors[0].shape[2]
     return padded_width(width) == width and all(
         x.stride(1) == width and x.stride(2) == 1 and x.stride(0) * x.itemsize % 16 == 0 and x.data_ptr() % 16 == 0
-        for x in (k_KGD, v_KGD)
+        for x in tensors
     )
 
 
@@ -138,13 +142,14 @@ class _PackedAttention(torch.autograd.Function):
         lse_HT = torch.empty(q_THD.shape[1::-1], dtype=torch.float32, device=q_THD.device)
         tile = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias.kind).forward
         source = call.bias.source
-        band = Band(bias, 0, 0) if source is None else source.band(tile.rows, tile.keys, q_THD.dtype)
+        band = Band(bias, 0, 0) if source is None else source.band(tile.rows, tile.keys, call.scale, q_THD.dtype)
         launch(
             _forward,
             (len(call.layout.forward_tiles), q_THD.shape[1]),
-            *(q_THD, k_KGD, v_KGD, *_described(k_KGD, v_KGD, band, tile, call), out_THD, lse_HT, bias),
+            *(q_THD, k_KGD, v_KGD, *_described(q_THD, k_KGD, v_KGD, band, tile, call), out_THD, lse_HT, bias),
             *(call.layout.forward_tiles, call.layout.starts, call.layout.key_starts),
-            *(call.scale, call.mask.window or 0, len(q_THD), band.low, band.high, band.values_RW.stride(0)),
+            *(call.scale, call.mask.window or 0, len(q_THD)),
+            *(call.bias.reach, band.low, band.high, band.values_RW.stride(0)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
             **call.constants(q_THD, k_KGD),
             **tile.constants,
@@ -195,17 +200,17 @@ class _PackedAttention(torch.autograd.Function):
         return grad_q_THD, grad_k_KGD, grad_v_KGD, grad_bias, None
 
 
-def _described(k_KGD: Tensor, v_KGD: Tensor, band: Band, tile: Tile, call: Call) -> tuple[Any, Any, Any]:
-    """Descriptors of [keys, G * D] in tiles of one head's keys, and of the band; the tensors where none are used."""
+def _described(q_THD: Tensor, k_KGD: Tensor, v_KGD: Tensor, band: Band, tile: Tile, call: Call) -> tuple[Any, ...]:
+    """Descriptors of each [rows, heads * D] in tiles of one head, and of the band; the tensors where none are used."""
     if not call.has_descriptors:
-        return k_KGD, v_KGD, band.values_RW
-    keys, values = (
-        TensorDescriptor(x, [len(x), x.shape[1] * x.shape[2]], [x.stride(0), 1], [tile.keys, x.shape[2]])
-        for x in (k_KGD, v_KGD)
+        return q_THD, k_KGD, v_KGD, band.values_RW
+    tiles = (
+        TensorDescriptor(x, [len(x), x.shape[1] * x.shape[2]], [x.stride(0), 1], [rows, x.shape[2]])
+        for x, rows in ((q_THD, tile.rows), (k_KGD, tile.keys), (v_KGD, tile.keys))
     )
     if call.bias.source is None:
-        return keys, values, band.values_RW
-    return keys, values, TensorDescriptor.from_tensor(band.values_RW, [tile.rows, tile.keys])
+        return *tiles, band.values_RW
+    return *tiles, TensorDescriptor.from_tensor(band.values_RW, [tile.rows, tile.keys])
 
 
 @triton.jit(do_not_specialize=["num_rows_total"])
@@ -213,6 +218,7 @@ def _forward(
     q,
     k,
     v,
+    q_tiles,
     k_tiles,
     v_tiles,
     band,
@@ -225,6 +231,7 @@ def _forward(
     scale,
     window,
     num_rows_total,
+    reach,
     band_low,
     band_high,
     band_stride,
@@ -251,51 +258,72 @@ def _forward(
     start, key_start = tl.load(starts + n), tl.load(key_starts + n)
     num_rows, num_keys = tl.load(starts + n + 1) - start, tl.load(key_starts + n + 1) - key_start
     row, column, lane = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    is_lane = (lane < D)[None, :]
-    is_real = (row < num_rows)[:, None] & is_lane
+    is_real = (row < num_rows)[:, None] & (lane < D)[None, :]
     at = (start + row).to(tl.int64)[:, None]
-    tile = tl.load(q + at * q_stride + head * q_head_stride + lane[None, :], mask=is_real, other=0.0)  # [rows, D]
+    if HAS_DESCRIPTORS:  # rows behind the sequence's last are its neighbour's, and are not stored
+        tile = q_tiles.load([start + first, head * D])  # [rows, D]
+    else:
+        tile = tl.load(q + at * q_stride + head * q_head_stride + lane[None, :], mask=is_real, other=0.0)
     k += key_start.to(tl.int64) * k_stride + head // GROUP * k_head_stride
     v += key_start.to(tl.int64) * v_stride + head // GROUP * v_head_stride
+    place, factor = head // GROUP * D, scale * LOG2E
 
-    low, high, open_to = 0, num_keys, num_keys  # every row of the tile sees every key before `open_to`
+    low, high = 0, num_keys
+    open_from, open_to = 0, num_keys  # every row of the tile sees every key between
     if CAUSAL:
         high, open_to = tl.minimum(num_keys, first + BLOCK_M), tl.minimum(num_keys, first + 1)
     if HAS_WINDOW:
         low = tl.maximum(0, first - window + 1) // BLOCK_N * BLOCK_N
-        open_to = low
-    whole = low + tl.maximum(open_to - low, 0) // BLOCK_N * BLOCK_N
+        open_from = first + BLOCK_M - window
+    whole = tl.minimum(tl.cdiv(high, BLOCK_N), num_keys // BLOCK_N) * BLOCK_N  # the rest reaches beyond the sequence
+    near, far = low, whole  # tiles in which the bias differs by distance
+    if BIAS == "relative":
+        near = tl.minimum(tl.maximum((first - reach + 1) // BLOCK_N * BLOCK_N, low), whole)
+        far = tl.minimum(tl.cdiv(first + reach + BLOCK_M - 1, BLOCK_N) * BLOCK_N, whole)
 
     total = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.full([BLOCK_M], -float("inf"), tl.float32)
     value = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for key in tl.range(low, whole, BLOCK_N, num_stages=STAGES):
-        if HAS_DESCRIPTORS:
-            k_tile = k_tiles.load([key_start + key, head // GROUP * D])
-            v_tile = v_tiles.load([key_start + key, head // GROUP * D])
-        else:
-            k_tile = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, False)
-            v_tile = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, False)
-        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee")
+    for key in tl.range(near, far, BLOCK_N, num_stages=STAGES):
+        k_tile = _whole_tile(k_tiles, k, key_start, key, column, lane, k_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
+        v_tile = _whole_tile(v_tiles, v, key_start, key, column, lane, v_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
+        ahead = (key + column)[None, :] - row[:, None]
         if BIAS == "relative":
             shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
-            scores = _with_band(scores, scale, band, head, shift, band_stride, HAS_DESCRIPTORS)
-            rest = 1.0
+            added = _cut(band, head, shift, band_stride, BLOCK_M, BLOCK_N, HAS_DESCRIPTORS)
+            scores, rest = tl.dot(tile, tl.trans(k_tile), added, input_precision="ieee"), factor
         else:
-            ahead = (key + column)[None, :] - row[:, None]
-            scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, 0, BIAS)
+            scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee")
+            scores, rest = biased(scores, factor, bias, head, ahead, 0, BIAS)
+        if CAUSAL or HAS_WINDOW:  # noqa: SIM102 (the compiler's question, the other is the program's)
+            if (key < open_from) | (key + BLOCK_N > open_to):
+                scores = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), scores, HIDDEN)
         value, peak, total = fold(scores, rest, v_tile, value, peak, total)
+    if BIAS == "relative":
+        before = tl.load(bias + head * (2 * reach + 1)) * LOG2E
+        behind = tl.load(bias + head * (2 * reach + 1) + 2 * reach) * LOG2E
+        for step in tl.range(low, whole - (far - near), BLOCK_N, num_stages=STAGES):
+            key = tl.where(step < near, step, step + (far - near))
+            k_tile = _whole_tile(k_tiles, k, key_start, key, column, lane, k_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
+            v_tile = _whole_tile(v_tiles, v, key_start, key, column, lane, v_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
+            scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee")
+            if HAS_WINDOW:  # noqa: SIM102
+                if key < open_from:
+                    ahead = (key + column)[None, :] - row[:, None]
+                    scores = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), scores, HIDDEN)
+            offset = tl.where(step < near, before, behind)
+            value, peak, total = fold(scores, factor, v_tile, value, peak, total, offset)
     for key in tl.range(whole, high, BLOCK_N, num_stages=1):
         k_tail = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
         v_tail = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
         ahead = (key + column)[None, :] - row[:, None]
-        scores = tl.dot(tile, tl.trans(k_tail), input_precision="ieee")
         if BIAS == "relative":
             shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
-            scores = _with_band(scores, scale, band, head, shift, band_stride, HAS_DESCRIPTORS)
-            rest = 1.0
+            added = _cut(band, head, shift, band_stride, BLOCK_M, BLOCK_N, HAS_DESCRIPTORS)
+            scores, rest = tl.dot(tile, tl.trans(k_tail), added, input_precision="ieee"), factor
         else:
-            scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, 0, BIAS)
+            scores = tl.dot(tile, tl.trans(k_tail), input_precision="ieee")
+            scores, rest = biased(scores, factor, bias, head, ahead, 0, BIAS)
         is_seen = (key + column < num_keys)[None, :] & seen(ahead, window, CAUSAL, HAS_WINDOW)
         value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), rest, v_tail, value, peak, total)
 
@@ -306,16 +334,34 @@ def _forward(
 
 
 @triton.jit
-def _with_band(scores, scale, band, head, shift, stride, HAS_DESCRIPTORS: tl.constexpr):
-    """Scores in base 2, scaled, plus the tile of the band that begins at column `shift`."""
-    ROWS: tl.constexpr = scores.shape[0]
-    KEYS: tl.constexpr = scores.shape[1]
+def _whole_tile(
+    tiles,
+    x,
+    start,
+    key,
+    column,
+    lane,
+    stride,
+    place,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_DESCRIPTORS: tl.constexpr,
+):
+    """The keys from `key` of the sequence from `start`, all of them its own, [keys, D]; `x` points to its first."""
     if HAS_DESCRIPTORS:
-        added = band.load([head * ROWS, shift])
+        return tiles.load([start + key, place])
+    else:
+        return _tile_of(x, key + column, lane, stride, 0, D, BLOCK_D, False)
+
+
+@triton.jit
+def _cut(band, head, shift, stride, ROWS: tl.constexpr, KEYS: tl.constexpr, HAS_DESCRIPTORS: tl.constexpr):
+    """The tile of a head's band that begins at column `shift`, in float32."""
+    if HAS_DESCRIPTORS:
+        return band.load([head * ROWS, shift]).to(tl.float32)
     else:
         line = (head * ROWS + tl.arange(0, ROWS)).to(tl.int64) * stride
-        added = tl.load(band + line[:, None] + shift + tl.arange(0, KEYS)[None, :])
-    return scores * (scale * LOG2E) + added.to(tl.float32) * LOG2E
+        return tl.load(band + line[:, None] + shift + tl.arange(0, KEYS)[None, :]).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["num_rows_total"])

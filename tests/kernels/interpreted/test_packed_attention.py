@@ -88,9 +88,9 @@ def described(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, mask: Mask, 
     ids=["alibi", "relative"],
 )
 def test_tiles_fetched_through_descriptors(mask: Mask, bias: Bias) -> None:
-    lens = (3, 70, 41)
+    lens = (3, 170, 41)
     kernel, plain = (
-        lambda *of, op=op: op(*of, Packing(lens), mask=mask, scale=0.3, bias=bias) for op in (described, reference)
+        lambda *of, op=op: op(*of, Packing(lens), mask=mask, scale=1.0, bias=bias) for op in (described, reference)
     )
     assert_agrees(kernel, plain, draw(lens, 2, 1, 16, torch.bfloat16))
 
