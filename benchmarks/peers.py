@@ -9,7 +9,6 @@ itself, so that no other package chooses a build of it.
 import argparse
 import os
 import subprocess
-import sys
 import venv
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,9 +3,8 @@
     python benchmarks/serving_peers.py install [PEER ...]           each into an environment of its own; see peers.py
     python benchmarks/serving_peers.py run [ROW ...] [--rounds 3]   who is not installed is left out with a line
 
-All servers of a row are up at once, on the same two
-threads, and asked in turn; each request of each round has token ids of its own, so that nothing is found in a cache but
-what the row means to share.
+All servers of a row are up at once, on the same two threads, and asked in turn; each request of each round has token
+ids of its own, so that nothing is found in a cache but what the row means to share.
 """
 
 import argparse
@@ -36,11 +35,8 @@ HERE = Path(__file__).parent
 START_LIMIT_S = 180.0
 ONE_BY_ONE = ("trefoil", "llama.cpp", "vllm", "transformers generate")
 TOGETHER = ("trefoil", "llama.cpp", "vllm", "transformers continuous")
-
-
-# CTranslate2 has no bfloat16 on such a CPU
 EIGHT_BITS = ("trefoil int8", "llama.cpp q8_0", "ctranslate2 int8")
-FLOAT32 = ("trefoil float32", "ctranslate2 float32")
+FLOAT32 = ("trefoil float32", "ctranslate2 float32")  # which has no bfloat16 on such a CPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,6 @@ class Turn:
         return Turn(self.cos_TR, -self.sin_TR, self.run)
 
 
-def half_turn(cos_TR: Tensor, sin_TR: Tensor) -> Turn:
-    """In the half layout."""
-    return Turn(cos_TR, sin_TR, cos_TR.shape[1])
-
-
 def angles(positions_T: Tensor, frequencies_R: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     """Of each position (int64) and frequency (float32), cosines and sines times a factor."""
     are_plain = positions_T.is_contiguous() and frequencies_R.is_contiguous()

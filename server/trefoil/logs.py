@@ -6,7 +6,7 @@ import sys
 import structlog
 
 
-def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
+def configure_logs(*, as_json: bool) -> None:
     """Set structlog up for this process."""
     renderer = (
         structlog.processors.JSONRenderer()
@@ -21,7 +21,7 @@ def configure_logs(*, as_json: bool, level: int = logging.INFO) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )

@@ -10,12 +10,12 @@ from transformers.models.glm import modeling_glm as glm
 from transformers.models.llama import modeling_llama as llama
 
 from closeness import assert_close
-from trefoil_kernels.rotary import Turn, angles, half_turn, reference_angles, rotary
+from trefoil_kernels.rotary import Turn, angles, reference_angles, rotary
 
 
 def tables(T: int, R: int, device: str = "cpu") -> Turn:
     angles_TR = torch.arange(3, 3 + T)[:, None] * 10000.0 ** -(torch.arange(R // 2) / (R // 2))
-    return half_turn(angles_TR.cos().to(device), angles_TR.sin().to(device))
+    return Turn(angles_TR.cos().to(device), angles_TR.sin().to(device), angles_TR.shape[1])
 
 
 def published(

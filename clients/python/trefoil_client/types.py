@@ -278,14 +278,6 @@ class FilledSpans(FilledText):
     candidates: list[FilledText]
 
 
-class ZeroShot(Answer):
-    """Labels from the likeliest on."""
-
-    labels: list[str]
-    scores: list[float]
-    sequence: str | None = None
-
-
 class Perplexity(Answer):
     perplexity: float
     nll: float

@@ -295,10 +295,9 @@ class Jobs:
             _release(connection, job, State.QUEUED if job.state == State.RUNNING else job.state)
             return True
 
-    def events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> Sequence[Event]:
+    def events(self, job_id: str, *, after: int = 0) -> Sequence[Event]:
         """What happened after the event `after`, oldest first. Raises JobNotFound."""
-        query = _events(job_id).where(event_table.c.id > after).order_by(event_table.c.id)
-        return self._read_events(job_id, query.limit(limit) if limit else query)
+        return self._read_events(job_id, _events(job_id).where(event_table.c.id > after).order_by(event_table.c.id))
 
     def latest_events(self, job_id: str, *, before: int | None, limit: int) -> tuple[Sequence[Event], bool]:
         """What happened last, newest first, before the event `before`; and whether there is more."""
