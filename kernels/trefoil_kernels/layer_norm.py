@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trefoil_kernels.cpu.library import native_for
+from trefoil_kernels.cpu.library import Native, native_for
 from trefoil_kernels.launch import WIDEST_ROW, launch, row_tile, runs_triton, with_whole_rows
 
 BACKWARD_PROGRAMS = 256
@@ -27,21 +27,25 @@ def reference(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Ten
 def layer_norm(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
     """Normalise over the last axis; same shape and dtype as `x_TM`; differentiable in all three."""
     is_covered = len(weight_M) <= WIDEST_ROW and x_TM.dtype == weight_M.dtype == bias_M.dtype
-    if not runs_triton(x_TM) or not is_covered:
-        return reference(x_TM, weight_M, bias_M, eps)
-    return on_triton(x_TM, weight_M, bias_M, eps)
+    if runs_triton(x_TM) and is_covered:
+        return on_triton(x_TM, weight_M, bias_M, eps)
+    if native := _native_for(x_TM, weight_M, bias_M):
+        return native.layer_norm(x_TM, weight_M, bias_M, eps)
+    return reference(x_TM, weight_M, bias_M, eps)
 
 
 def add_layer_norm(x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
     """The norm of x + y, as post-norm layers take it of a residual; y may be a row that was expanded."""
-    is_plain = x_TM.dim() == 2 and x_TM.shape == y_TM.shape and x_TM.is_contiguous() and _has_whole_rows(y_TM)
-    is_alike = x_TM.dtype == y_TM.dtype == weight_M.dtype == bias_M.dtype and x_TM.dtype in (
-        torch.float32,
-        torch.bfloat16,
-    )
-    if is_plain and is_alike and (native := native_for(x_TM, y_TM, weight_M, bias_M)):
-        return native.add_layer_norm(x_TM, y_TM, weight_M, bias_M, eps)
+    is_plain = x_TM.shape == y_TM.shape and _has_whole_rows(y_TM)
+    if is_plain and (native := _native_for(x_TM, y_TM, weight_M, bias_M)):
+        return native.layer_norm(x_TM, weight_M, bias_M, eps, y_TM)
     return layer_norm(x_TM + y_TM, weight_M, bias_M, eps)
+
+
+def _native_for(x_TM: Tensor, *others: Tensor) -> Native | None:
+    """The library, where it serves rows like these."""
+    is_alike = x_TM.dtype in (torch.float32, torch.bfloat16) and all(other.dtype == x_TM.dtype for other in others)
+    return native_for(x_TM, *others) if is_alike and x_TM.dim() == 2 and x_TM.is_contiguous() else None
 
 
 def _has_whole_rows(y_TM: Tensor) -> bool:

@@ -17,12 +17,14 @@ from torch import Tensor
 from trefoil_kernels.cpu import library
 from trefoil_kernels.cpu.build import cpu_flags
 from trefoil_kernels.cpu.library import KINDS, Packed
+from trefoil_kernels.gated_act import gelu_tanh
 from trefoil_kernels.launch import with_whole_rows
 from trefoil_kernels.linear import has_bf16_products, linear
 
 log = structlog.get_logger()
 
 FLOATS = (torch.float32, torch.bfloat16)
+NATIVE_ACTIVATIONS = {F.gelu: "gelu", F.relu: "relu", F.silu: "silu", gelu_tanh: "gelu_tanh"}
 USUAL_ROWS = 16
 """oneDNN chooses its layout by a number of rows; that of 16 serves all others nearly as well."""
 
@@ -83,9 +85,9 @@ def products(x_TM: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
 
 
 def activated(x_TM: Tensor, weight: Weight, activate: Callable[[Tensor], Tensor]) -> Tensor:
-    """act(x @ weight.T + bias); the native products take gelu and relu upon themselves."""
+    """act(x @ weight.T + bias); the native products take some activations upon themselves."""
     native = library.native()
-    name = {F.gelu: "gelu", F.relu: "relu"}.get(activate)
+    name = NATIVE_ACTIVATIONS.get(activate)
     if name is None or not isinstance(weight, NativeWeight) or native is None:
         return activate(weight.times(x_TM))
     return native.packed_products(with_whole_rows(x_TM), [weight.packed], activation=name)[0]

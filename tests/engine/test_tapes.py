@@ -33,7 +33,7 @@ def tokens(engine: Generator, asked: list[wire.Generate]) -> list[wire.Tokens]:
     return [event for event in events if isinstance(event, wire.Tokens)]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "openai-gpt"])
 def test_a_taped_engine_gives_the_same_tokens_and_scores(family: str, tmp_path: Path, library: Native) -> None:
     folder = tiny.checkpoint(tmp_path / "m", family)
     asked = [request(f"{n}", ids, 20 + 7 * n, logprobs=2) for n, ids in enumerate(tiny.draw_ids(1, 70, 9, 33))]
@@ -51,8 +51,8 @@ def test_every_family_answers_the_same_with_tapes_or_does_without(family: str, t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [("t5", {}), ("t5", {"feed_forward_proj": "gated-gelu"}), ("mt5", {}), ("bart", {})],
-    ids=["t5", "t5 v1.1", "mt5", "bart"],
+    [("t5", {}), ("t5", {"feed_forward_proj": "gated-gelu"}), ("mt5", {}), ("bart", {}), ("mbart", {})],
+    ids=["t5", "t5 v1.1", "mt5", "bart", "mbart"],
 )
 def test_a_taped_encoder_decoder_gives_the_same_tokens_and_scores(
     family: str, settings: dict[str, str], dtype: torch.dtype, tmp_path: Path, library: Native
@@ -66,7 +66,7 @@ def test_a_taped_encoder_decoder_gives_the_same_tokens_and_scores(
 
 
 def test_a_family_whose_step_torch_computes_says_so_once_and_answers(tmp_path: Path, library: Native) -> None:
-    folder = tiny.checkpoint(tmp_path / "m", "gpt2")
+    folder = tiny.checkpoint(tmp_path / "m", "mixtral")
     asked = [request("0", [1, 2, 3], 9), request("1", [4, 5], 12)]
     with capture_logs() as logs:
         got = run(generator(folder, recorder=library), asked)

@@ -125,7 +125,7 @@ class Native:
         self._add_lora = _Function(library, "add_lora")
         self._attention = _Function(library, "attention")
         self._rms_norm = _Function(library, "rms_norm")
-        self._add_layer_norm = _Function(library, "add_layer_norm")
+        self._layer_norm = _Function(library, "layer_norm")
         self._add = _Function(library, "add")
         self._angles = _Function(library, "angles")
         self._rotary = _Function(library, "rotary")
@@ -301,11 +301,15 @@ class Native:
         self._ask(self._rms_norm, RmsNorm(*tensors, rows, width, width, eps, KINDS[x_TM.dtype]))
         return out_TM, sum_TM
 
-    def add_layer_norm(self, x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
-        """The norm of x + y, all of one dtype and contiguous; y may be one row for all of x's (a stride of 0)."""
+    def layer_norm(
+        self, x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float, y_TM: Tensor | None = None
+    ) -> Tensor:
+        """The norm of x or of x + y, all of one dtype and contiguous; y may be one row for all of x (a stride of 0)."""
         out_TM = self._empty(x_TM.shape, x_TM.dtype)
-        tensors = (tensor.data_ptr() for tensor in (x_TM, y_TM, weight_M, bias_M, out_TM))
-        self._ask(self._add_layer_norm, LayerNorm(*tensors, *x_TM.shape, y_TM.stride(0), eps, KINDS[x_TM.dtype]))
+        y, y_stride = (None, 0) if y_TM is None else (y_TM.data_ptr(), y_TM.stride(0))
+        others = (tensor.data_ptr() for tensor in (weight_M, bias_M, out_TM))
+        asked = LayerNorm(x_TM.data_ptr(), y, *others, *x_TM.shape, y_stride, eps, KINDS[x_TM.dtype])
+        self._ask(self._layer_norm, asked)
         return out_TM
 
     def add(self, x_TM: Tensor, y_TM: Tensor) -> Tensor:

@@ -1022,7 +1022,8 @@ int trefoil_scale(const struct scaling *s) {
     return 0;
 }
 
-/* out = (s - mean(s)) / sqrt(variance(s) + eps) * weight + bias, where s = x + y; `line` holds a row of sums. */
+/* out = (s - mean(s)) / sqrt(variance(s) + eps) * weight + bias, where s = x + y, or x where there is no y; `line` holds
+   a row of sums. */
 INLINE void layer_norm_row(
     enum kind kind, const void *x, const void *y, const void *weight, const void *bias, void *out, long width, float eps,
     float *line
@@ -1031,11 +1032,12 @@ INLINE void layer_norm_row(
     float rest = 0, rest_squares = 0;
     long at = 0, whole = width / LANES * LANES;
     for (; at < whole; at += LANES) {
-        floats own = in_order(kind, x, at) + in_order(kind, y, at);
+        floats own = in_order(kind, x, at);
+        if (y) own += in_order(kind, y, at);
         store(line + at, own);
         totals += own;
     }
-    for (; at < width; at++) rest += line[at] = number(kind, x, at) + number(kind, y, at);
+    for (; at < width; at++) rest += line[at] = number(kind, x, at) + (y ? number(kind, y, at) : 0);
     float mean = (sum(totals) + rest) / width;
     for (at = 0; at < whole; at += LANES) {
         floats own = load(line + at) - all(mean);
@@ -1051,7 +1053,7 @@ INLINE void layer_norm_row(
     for (; at < width; at++) put(kind, out, at, line[at] * scale * number(kind, weight, at) + number(kind, bias, at));
 }
 
-/* Of each row of x + y; a `y_stride` of 0 adds one row to all. */
+/* Of each row of x + y; a `y_stride` of 0 adds one row to all, no y none. */
 struct layer_norm {
     const void *x, *y, *weight, *bias;
     void *out;
@@ -1060,7 +1062,7 @@ struct layer_norm {
     int32_t kind;
 };
 
-int trefoil_add_layer_norm(const struct layer_norm *n) {
+int trefoil_layer_norm(const struct layer_norm *n) {
     int is_short = 0;
 #pragma omp parallel if (n->rows * n->width >= SMALL_WORK)
     {
@@ -1069,7 +1071,8 @@ int trefoil_add_layer_norm(const struct layer_norm *n) {
 #pragma omp for schedule(static)
         for (long r = 0; r < n->rows; r++) {
             if (!line) continue;
-            const void *own = shifted(n->kind, n->x, r * n->width), *other = shifted(n->kind, n->y, r * n->y_stride);
+            const void *own = shifted(n->kind, n->x, r * n->width);
+            const void *other = n->y ? shifted(n->kind, n->y, r * n->y_stride) : NULL;
             void *out = (void *)shifted(n->kind, n->out, r * n->width);
             if (n->kind == F32) layer_norm_row(F32, own, other, n->weight, n->bias, out, n->width, n->eps, line);
             else layer_norm_row(BF16, own, other, n->weight, n->bias, out, n->width, n->eps, line);

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows
@@ -97,8 +98,8 @@ class Layer(nn.Module):
         self.mlp = PlainMLP(config.width, config.inner, activation=config.activation)
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
-        x_TM = x_TM + self.attn(self.ln_1(x_TM), attend)
-        return x_TM + self.mlp(self.ln_2(x_TM))
+        x_TM = add(x_TM, self.attn(self.ln_1(x_TM), attend))
+        return add(x_TM, self.mlp(self.ln_2(x_TM)))
 
 
 class Model(Decoder):
@@ -119,7 +120,7 @@ class Model(Decoder):
         self.add_heads(self.wte, heads)
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
-        x_TM = self.wte(rows.ids_T) + self.wpe(rows.positions_T)
+        x_TM = add(self.wte(rows.ids_T), self.wpe(rows.positions_T))
         for layer in self.h:
             x_TM = layer(x_TM, attend)
         return self.ln_f(x_TM)

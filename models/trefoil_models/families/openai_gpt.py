@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from trefoil_kernels.add import add
 from trefoil_models.attend import Attend, Rows
 from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.decoder import Decoder
@@ -67,7 +68,7 @@ class Model(Decoder):
         self.add_heads(self.tokens_embed, heads)
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
-        x_TM = self.tokens_embed(rows.ids_T) + self.positions_embed(rows.positions_T)
+        x_TM = add(self.tokens_embed(rows.ids_T), self.positions_embed(rows.positions_T))
         for layer in self.h:
             x_TM = layer(x_TM, attend)
         return x_TM
