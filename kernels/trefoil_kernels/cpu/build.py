@@ -30,6 +30,10 @@ class NativeUnavailable(Exception):
     """No native library; one line says why."""
 
 
+class NotKept(NativeUnavailable):
+    """The library was built, and its folder cannot be written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """An instruction set: the flags of /proc/cpuinfo that it needs, and what the compiler calls it."""
@@ -97,7 +101,7 @@ def find_or_build(variant: Variant, folders: Sequence[Path], compilers: Sequence
 
 
 def build(variant: Variant, folder: Path, compiler: str) -> Path:
-    """Compile one variant into a folder. Raises NativeUnavailable with the compiler's first words."""
+    """Compile one variant into a folder. Raises NotKept, or NativeUnavailable with the compiler's first words."""
     target = folder / variant.file_name
     with tempfile.TemporaryDirectory() as scratch:
         objects, made = [], Path(scratch) / "native.so"
@@ -112,7 +116,7 @@ def build(variant: Variant, folder: Path, compiler: str) -> Path:
             part.chmod(0o644)  # an image's users are not who made it
             part.replace(target)
         except OSError as error:
-            raise NativeUnavailable(f"{folder} cannot be written: {error.strerror}") from error
+            raise NotKept(f"{folder} cannot be written: {error.strerror}") from error
     return target
 
 

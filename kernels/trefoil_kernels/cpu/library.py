@@ -20,6 +20,7 @@ from trefoil_kernels.bias import Bias
 from trefoil_kernels.cpu.build import (
     COMPILERS,
     NativeUnavailable,
+    NotKept,
     cache_folders,
     choose_variant,
     cpu_flags,
@@ -472,9 +473,7 @@ def load(flags: frozenset[str], folders: Sequence[Path], compilers: Sequence[str
     variant = choose_variant(flags)
     try:
         found = Native(find_or_build(variant, folders, compilers), variant.name)
-    except NativeUnavailable as error:
-        if "cannot be written" not in str(error):
-            raise
+    except NotKept as error:
         log.warning("native_kernels_not_kept", why=str(error), instead="built again by each process")
         with tempfile.TemporaryDirectory() as scratch:
             found = Native(find_or_build(variant, [Path(scratch)], compilers), variant.name)
