@@ -141,6 +141,8 @@ class Blueprint:
             tensor = self._from_float8(tensor, self.sources[name])
         if not tensor.is_floating_point():
             raise CheckpointError(f"tensor {self.sources[name]} has dtype {tensor.dtype}, which is no weight's")
+        if tensor.numel() and tensor.aminmax().min.isnan():  # at the speed of memory, other ways take 20 times as long
+            raise CheckpointError(f"tensor {self.sources[name]} is damaged: it holds NaN")
         return tensor.t().contiguous() if _is_transposed(self.model, name) else tensor
 
     def _from_float8(self, tensor: Tensor, source: str) -> Tensor:

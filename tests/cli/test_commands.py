@@ -134,6 +134,8 @@ def test_without_a_server_the_command_serves_the_folder_itself_and_leaves_nothin
         (("plan", "kv-cache", "/no/such/folder"), 2, "/no/such/folder"),
         (("jobs", "create", "m", "/no/such/file"), 2, "/no/such/file"),
         (("eval", "/no/such/file"), 2, "/no/such/file"),
+        (("train", FOLDER, "README.md", "--out", "/proc/none"), 2, "--out /proc/none"),
+        (("worker", "--data-dir", "/proc/none"), 2, "--data-dir /proc/none"),
         (("paint",), 2, "paint"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),

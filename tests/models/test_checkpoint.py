@@ -242,6 +242,15 @@ def test_whole_numbers_are_no_weights(dtype: torch.dtype, tmp_path: Path) -> Non
         checkpoint.load(folder)
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* NaN"):
+        checkpoint.load(folder)
+
+
 def test_internlm_answers_nothing_longer_than_it_was_trained_for(tmp_path: Path) -> None:
     """Beyond that its keys turn anew with each token, which pages do not."""
     folder = tiny.checkpoint(tmp_path, "internlm")

@@ -63,7 +63,8 @@ def _usage(error: TyperException) -> str:
     if isinstance(error, typer.BadParameter) and error.param and isinstance(error.__cause__, ValidationError):
         problem = error.__cause__.errors()[0]
         allowed = problem["msg"].removeprefix("Value error, ")
-        return f"{error.param.opts[0]} (or {error.param.envvar}) {problem['input']}: {allowed}"
+        variable = f" (or {error.param.envvar})" if error.param.envvar else ""
+        return f"{error.param.opts[0]}{variable} {problem['input']}: {allowed}"
     return " ".join(error.format_message().split())
 
 

@@ -39,6 +39,10 @@ def train(
     work = out / WORK
     if out.is_dir() and any(path != work for path in out.iterdir()):
         raise InvalidSetting("--out", str(out), "a folder that is empty or not there yet")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidSetting("--out", str(out), f"a folder that can be written ({error.strerror})") from error
     with own_server(model, data_dir=work, device=device) as client:
         begun = [job for job in client.jobs() if job.finished_at is None]
         if begun:

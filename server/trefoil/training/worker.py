@@ -20,7 +20,7 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
-from trefoil.errors import FileNotFound, InvalidRequest
+from trefoil.errors import FileNotFound, InvalidRequest, InvalidSetting
 from trefoil.logs import configure_logs
 from trefoil.rows import RowError
 from trefoil.store.jobs import Claim, State, Want
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 
 POLL_S = 0.3
 PR_SET_PDEATHSIG = 1
+EXIT_USAGE = 2
 EXIT_LET_GO = 75
 """EX_TEMPFAIL: the trainer was told to stop and has saved its state."""
 GRACE_S = 120.0
@@ -213,12 +214,16 @@ def oom_kills() -> int:
 
 
 def run(spec: WorkerSpec) -> int:
-    """Work until SIGTERM or SIGINT; the exit status."""
+    """Work until SIGTERM or SIGINT; the exit status, 2 where there is nowhere to find work."""
     configure_logs(as_json=spec.log_json)
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    store = Store.open(spec.database, Path(spec.data_dir), lease_s=spec.lease_s)
+    try:
+        store = Store.open(spec.database, Path(spec.data_dir), lease_s=spec.lease_s)
+    except InvalidSetting as error:
+        print(f"trefoil: {error}", file=sys.stderr)
+        return EXIT_USAGE
     try:
         log.info("worker_ready", data=spec.data_dir)
         Worker(store, spec, stopping).run()
