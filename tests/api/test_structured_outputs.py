@@ -80,6 +80,23 @@ def test_a_format_is_followed_or_refused(http: httpx.Client, asked: dict[str, An
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"response_format.{param}")
 
 
+LINKS = [{"type": "array", "items": {"$ref": f"#/$defs/{n + 1}"}} for n in range(3000)]
+DEEP_SCHEMA = {"$ref": "#/$defs/0", "$defs": {**{str(n): link for n, link in enumerate(LINKS)}, "3000": {}}}
+DEEP_RULES = "start: r0\n" + "".join(f'r{n}: "a" r{n + 1}\n' for n in range(9000)) + 'r9000: "b"'
+
+
+@pytest.mark.parametrize(
+    "asked", [{"structured_outputs": {"json": DEEP_SCHEMA}}, {"grammar": DEEP_RULES}], ids=["schema", "rules"]
+)
+def test_a_form_as_deep_as_may_be_ends_no_process(http: httpx.Client, asked: dict[str, Any]) -> None:
+    """The library descends a level of stack for each, and 2000 were the end of the server."""
+    answer = http.post(COMPLETIONS, json={"model": "a", "prompt": PROMPT, "max_tokens": 3, **asked})
+    assert answer.status_code == 200, answer.text
+    rules = "\n".join(f'r{n} ::= "a"' for n in range(2000))
+    refused = http.post(COMPLETIONS, json={"model": "a", "prompt": PROMPT, "grammar": f"root ::= r0\n{rules}"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "grammar")
+
+
 def test_any_object_is_an_object_as_far_as_it_goes(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="a", messages=USER, response_format={"type": "json_object"}, seed=1, max_tokens=60

@@ -14,10 +14,13 @@ from llguidance.gbnf_to_lark import any_to_lark
 from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.text import StopText, Text
+from trefoil.deep_stack import on_deep_stack
 from trefoil.errors import InvalidRequest, is_panic
 
 MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_CHOICES = 10_000
+MOST_GBNF_RULES = 1000
+"""They are read in Python, in a second for as many and in four for twice as many."""
 WHITE_SPACE = r"[ \n]?"
 """Between two tokens of JSON: a model in doubt cannot fill its answer with it."""
 OPTIONS = '%llguidance {"no_forcing": true}'
@@ -70,6 +73,9 @@ class Wanted:
 
     def grammar(self) -> str:
         """In llguidance's text. Raises InvalidRequest."""
+        return on_deep_stack(self._made)
+
+    def _made(self) -> str:
         try:
             rules = self._rules()
             if len(rules) > MAX_GRAMMAR_CHARS:
@@ -112,7 +118,9 @@ def of_choice(choices: list[str], param: str) -> Wanted:
 
 
 def of_rules(rules: str, param: str) -> Wanted:
-    """Rules in GBNF (`root ::= ...`) or in Lark (`start: ...`)."""
+    """Rules in GBNF (`root ::= ...`) or in Lark (`start: ...`). Raises InvalidRequest for too many."""
+    if rules.count("::=") > MOST_GBNF_RULES:
+        raise InvalidRequest(f"{param}: more than {MOST_GBNF_RULES} rules; Lark's syntax may have more", param=param)
     return Wanted(param, lambda: any_to_lark(rules))
 
 

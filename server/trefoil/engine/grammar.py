@@ -15,6 +15,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from trefoil.deep_stack import on_deep_stack
 from trefoil.errors import is_panic
 from trefoil_models.tokenizer import HALF, Tokenizer
 
@@ -51,7 +52,7 @@ class Grammars:
     def guide(self, grammar: str) -> "Guide":
         """The beginning of an answer. Raises GrammarError."""
         if grammar not in self._compiled:
-            self._compiled[grammar] = guarded(lambda: self._compile(grammar))
+            self._compiled[grammar] = guarded(lambda: on_deep_stack(lambda: self._compile(grammar)))
         self._compiled.move_to_end(grammar)
         if len(self._compiled) > MOST_COMPILED:
             self._compiled.popitem(last=False)
