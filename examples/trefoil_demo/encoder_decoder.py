@@ -39,7 +39,7 @@ from trefoil_models.checkpoint import EncoderDecoder
 from trefoil_models.tokenizer import Tokenizer
 
 SEED = 7
-NUM_DOCUMENTS = 100_000
+NUM_DOCUMENTS = 200_000
 NUM_REWRITES = 600_000
 NUM_SAMPLES = 8_000
 """Texts of each kind that the tokenizer is trained on."""

@@ -5,7 +5,8 @@ held-out questions: no story of theirs is ever told in training, in either langu
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
 from trefoil_demo.facts import COLOURS, COUNTRIES, Words
@@ -199,6 +200,38 @@ def training_story(rng: Random, language: int) -> Story:
     return _draw(rng, language, held_out=False)
 
 
+def training_crowd(rng: Random, language: int, traits: Sequence[str]) -> Story:
+    """Two or three people, none held out, told the same of in any order: only the names say whose a sentence is."""
+    names = rng.sample(NAMES, 2 if len(traits) > 2 else rng.choice((2, 3)))
+    return _mingled(rng, [_draw_one_of_many(rng, *name, traits) for name in names], language)
+
+
+def retold(rng: Random, story: Story) -> Story:
+    """The same people in another order and other words."""
+    return _mingled(rng, story.people, story.language)
+
+
+def _mingled(rng: Random, people: Sequence[Person], language: int) -> Story:
+    tellings = [(person, trait, value) for person in people for trait, value in person.told]
+    if rng.random() < 0.7:
+        rng.shuffle(tellings)
+    sentences = [
+        _say(rng.choice(TRAITS[trait].tells[language]), person.name[language], value[language])
+        for person, trait, value in tellings
+    ]
+    in_order = tuple(dict.fromkeys(person for person, _, _ in tellings))
+    return Story(in_order, language, _joined(sentences, language))
+
+
+def _draw_one_of_many(rng: Random, name: Words, pronoun: Words, traits: Sequence[str]) -> Person:
+    """Not held out, and told only these traits of."""
+    while True:
+        person = Person(name, pronoun, tuple((trait, rng.choice(TRAITS[trait].values)) for trait in TRAITS))
+        if not person.is_held_out:
+            told = dict(person.told)
+            return replace(person, told=tuple((trait, told[trait]) for trait in rng.sample(traits, len(traits))))
+
+
 def held_out_story(rng: Random, language: int) -> Story:
     """A story all of whose people are held out."""
     return _draw(rng, language, held_out=True)
@@ -227,6 +260,10 @@ def _tell(rng: Random, people: tuple[Person, ...], language: int) -> str:
             is_pronoun = n > 0 and len(people) == 1 and rng.random() < 0.6
             who = person.pronoun[language] if is_pronoun else person.name[language]
             sentences.append(_say(rng.choice(TRAITS[trait].tells[language]), who, value[language]))
+    return _joined(sentences, language)
+
+
+def _joined(sentences: list[str], language: int) -> str:
     return (" " if language == 0 else "").join(sentences)
 
 
