@@ -30,7 +30,7 @@ class MixtureShape:
     """A layer's experts and the rule that chooses among them.
 
     `names` are what files call an expert's gate, up and down; `shared` is the shared expert's name there, and
-    `shared_inner` its width, 0 where there is none.
+    `shared_inner` its width, 0 where there is none. `balance` is how much an uneven choice adds to a loss in training.
     """
 
     num_experts: int
@@ -41,6 +41,7 @@ class MixtureShape:
     shared: str = "shared_experts"
     shared_inner: int = 0
     has_shared_gate: bool = False
+    balance: float = 0.0
 
 
 def read_choice(keys: Keys, name: str, *, num_experts: int | None = None, top_k: int | None = None) -> tuple[int, int]:
@@ -52,6 +53,14 @@ def read_choice(keys: Keys, name: str, *, num_experts: int | None = None, top_k:
     if top_k > num_experts:
         raise CheckpointError(f"config.json: num_experts_per_tok {top_k} is more than {name} {num_experts}")
     return num_experts, top_k
+
+
+def read_balance(keys: Keys) -> float:
+    """What the routers' auxiliary loss counts: nothing, as in transformers, unless the file asks for their logits.
+
+    Raises CheckpointError.
+    """
+    return keys.number("router_aux_loss_coef", 0.001) if keys.flag("output_router_logits", False) else 0.0
 
 
 class Router(nn.Module):
@@ -73,7 +82,7 @@ class Mixture(nn.Module):
 
     def __init__(self, width: int, shape: MixtureShape, *, activation: str) -> None:
         super().__init__()
-        self.route = shape.route
+        self.route, self.balance = shape.route, shape.balance
         self.gate = Router(width, shape.num_experts, has_choice_bias=shape.has_choice_bias)
         self.experts = nn.ModuleList(
             GatedMLP(width, shape.inner, activation=activation, bias=False, names=shape.names)

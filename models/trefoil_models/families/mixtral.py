@@ -6,7 +6,7 @@ from typing import ClassVar
 from trefoil_models.config_keys import MOST_LAYERS, Keys
 from trefoil_models.families import llama
 from trefoil_models.families.llama import Config, read_dense
-from trefoil_models.mixture import MixtureShape, read_choice
+from trefoil_models.mixture import MixtureShape, read_balance, read_choice
 from trefoil_models.routing import SoftmaxTop
 
 __all__ = ["Config", "Model", "read_config"]
@@ -21,7 +21,11 @@ def read_config(keys: Keys) -> Config:
     window = keys.size("sliding_window") if "sliding_window" in keys else None
     num_experts, top_k = read_choice(keys, "num_local_experts", num_experts=8, top_k=2)
     mixture = MixtureShape(
-        num_experts, keys.size("intermediate_size"), SoftmaxTop(top_k, is_normalised=True), names=("w1", "w3", "w2")
+        num_experts,
+        keys.size("intermediate_size"),
+        SoftmaxTop(top_k, is_normalised=True),
+        names=("w1", "w3", "w2"),
+        balance=read_balance(keys),
     )
     dense = read_dense(
         keys,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from trefoil_models.config_keys import MOST_LAYERS, Keys
 from trefoil_models.families.llama import Config, Model, read_dense, read_layer_windows
 from trefoil_models.families.qwen2 import read_window
-from trefoil_models.mixture import MixtureShape, read_choice
+from trefoil_models.mixture import MixtureShape, read_balance, read_choice
 from trefoil_models.routing import SoftmaxTop
 
 __all__ = ["Config", "Model", "in_sparse_layers", "read_config"]
@@ -26,6 +26,7 @@ def read_config(keys: Keys) -> Config:
         shared="shared_expert",
         shared_inner=keys.size("shared_expert_intermediate_size", 5632),
         has_shared_gate=True,
+        balance=read_balance(keys),
     )
     dense = read_dense(
         keys,

@@ -6,7 +6,7 @@ from trefoil_models.config_keys import MOST_LAYERS, Keys
 from trefoil_models.families.llama import Config, Model, read_dense
 from trefoil_models.families.qwen2 import read_window
 from trefoil_models.families.qwen2_moe import in_sparse_layers
-from trefoil_models.mixture import MixtureShape, read_choice
+from trefoil_models.mixture import MixtureShape, read_balance, read_choice
 from trefoil_models.routing import SoftmaxTop
 
 __all__ = ["Config", "Model", "read_config"]
@@ -22,6 +22,7 @@ def read_config(keys: Keys) -> Config:
         num_experts,
         keys.size("moe_intermediate_size", 768),
         SoftmaxTop(top_k, is_normalised=keys.flag("norm_topk_prob", False)),
+        balance=read_balance(keys),
     )
     has_bias = keys.flag("attention_bias", False)
     dense = read_dense(

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from trefoil import hyperparameters as given_kinds
 from trefoil import wire
 from trefoil.hyperparameters import Hyperparameters, Sampled
+from trefoil.training.balance import balanced
 from trefoil.training.judge import Judge
 from trefoil.training.loop import Objective, Prepare, as_they_are, evaluate
 from trefoil.training.objectives import objective_of, policy_of
@@ -18,6 +20,9 @@ from trefoil.training.practice import Practice
 from trefoil.training.rollout import Rollout
 from trefoil.training.sources import Sources
 from trefoil_models.checkpoint import Model
+
+NEXT_TOKEN = (given_kinds.Supervised, given_kinds.Pretrain, given_kinds.Dpo)
+"""What descends on the likelihood of text, to which a mixture's own loss of balance is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ def course_of(sources: Sources, given: Hyperparameters, model: Model, *, budget:
     if isinstance(given, Sampled):
         return _practised(sources, given, model, budget=budget)
     objective = objective_of(given, sources.reader)
+    if isinstance(given, NEXT_TOKEN):
+        objective = balanced(objective, model)
     return Course(objective, partial(evaluate, model, objective, budget=budget))
 
 
