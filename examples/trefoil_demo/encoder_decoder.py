@@ -118,7 +118,7 @@ def main() -> None:
             shutil.copy(work / name, options.out / name)
     config = {**CONFIG, "vocab_size": tokenizer.vocab_len}
     torch.manual_seed(SEED)
-    model = cast(EncoderDecoder, checkpoint.build(config, seed=SEED, std_of=std_of).to(options.device))
+    model = fresh(config).to(options.device)
     schooling = Schooling(model, lessons, batch_size=options.batch_size, seconds=60 * options.minutes)
     num_steps = schooling.run(lambda: save(model, options.out, config))
     save(model, options.out, config)
@@ -223,6 +223,21 @@ def rewritten(tokenizer: Tokenizer) -> Iterator[Example]:
     reader = Reader(tokenizer, (EOS_ID,), longest=LONGEST, start_id=PAD_ID)
     for rewrite in rewriting.training_rewrites(Random(SEED + 4), NUM_REWRITES):
         yield reader.pair(rewrite.source, rewrite.target)
+
+
+def fresh(config: dict[str, Any]) -> Any:
+    """A model to be trained, in which like looks to like: keys begin as the very projections that queries have.
+
+    A question's name then finds the same name in a story from the first step (Trockman and Kolter, "Mimetic
+    initialization of self-attention layers", arXiv 2305.09828). From unlike ones a model learns for long without.
+    """
+    model = checkpoint.build(config, seed=SEED, std_of=std_of)
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if name.endswith(".k.weight"):
+                weight.copy_(weights[name.replace(".k.", ".q.")])
+    return model
 
 
 def std_of(name: str, weight: nn.Parameter) -> float:
