@@ -62,6 +62,8 @@ class SentencePieceModel:
     charsmap: bytes = b""
     has_dummy_prefix: bool = True
     trims_spaces: bool = True
+    trims_between: bool = False
+    """Are spaces also trimmed before and behind each piece of the user's own?"""
 
     @classmethod
     def parse(cls, data: bytes) -> "SentencePieceModel":
@@ -92,6 +94,10 @@ class SentencePieceModel:
         """The same model with reserved pieces under the names that a tokenizer config gives them."""
         pieces = [replace(piece, text=names.get(place, piece.text)) for place, piece in enumerate(self.pieces)]
         return replace(self, pieces=pieces)
+
+    def trimming_between(self) -> "SentencePieceModel":
+        """The same model, for which what stands between pieces of the user's own is a text of its own."""
+        return replace(self, trims_between=True)
 
     def without_prefix(self) -> "SentencePieceModel":
         """The same model, taking texts as they begin."""
@@ -157,7 +163,7 @@ def build(model: SentencePieceModel, spelled: Mapping[str, str] | None = None) -
         [
             AddedToken(
                 piece.text,
-                normalized=piece.text in spelled.values() or _is_found_normalized(piece, model),
+                normalized=piece.text in spelled.values() or _is_found_normalized(piece, model, backend.normalizer),
                 special=piece.kind != Kind.USER_DEFINED,
                 single_word=piece.kind == Kind.CONTROL and piece.text.isalpha(),
             )
@@ -168,13 +174,17 @@ def build(model: SentencePieceModel, spelled: Mapping[str, str] | None = None) -
     return backend
 
 
-def _is_found_normalized(piece: Piece, model: SentencePieceModel) -> bool:
-    """Must spaces have become word marks where it is looked for?
+def _is_found_normalized(piece: Piece, model: SentencePieceModel, normalizer: normalizers.Normalizer) -> bool:
+    """Must it be looked for in what becomes of a text, not in the text?
 
-    A Unigram model finds such a piece by itself, and what trims spaces would trim the piece too.
+    Where spaces are trimmed at a text's ends, those before and behind such a piece stay; where they are not, a Unigram
+    model finds pieces with word marks by itself.
     """
-    is_spaced = piece.kind == Kind.USER_DEFINED and WORD_MARK in piece.text
-    return is_spaced and model.algorithm == Algorithm.BPE and not model.trims_spaces
+    if piece.kind != Kind.USER_DEFINED:
+        return False
+    if model.trims_spaces:
+        return not model.trims_between and bool(normalizer.normalize_str(piece.text) == piece.text)
+    return WORD_MARK in piece.text and model.algorithm == Algorithm.BPE
 
 
 def join_bytes(tokens: Iterable[str]) -> list[str]:

@@ -340,7 +340,7 @@ def _framed(backend: tokenizers.Tokenizer, config: _Config, frame: _Frame) -> Pa
 
 def _from_t5(folder: Path, config: _Config) -> Parts:
     """T5's file: eos behind each text, sentinels behind the pieces, the first of them last; mT5 has them inside."""
-    model = _parsed(folder / "spiece.model")
+    model = _parsed(folder / "spiece.model").trimming_between()  # as sentinels are special tokens
     count = config.values.get("extra_ids", 100)
     if not isinstance(count, int) or not 0 <= count <= MOST_SENTINELS:
         raise TokenizerError(f"tokenizer_config.json: extra_ids must be from 0 to {MOST_SENTINELS}, not {count!r}")

@@ -304,6 +304,15 @@ def test_user_defined_pieces_are_text_to_sentencepiece(tmp_path: Path) -> None:
         assert ours.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_spaces_are_trimmed_at_the_ends_of_a_text_not_of_user_defined_pieces(kind: str, tmp_path: Path) -> None:
+    trims = {**LLAMA, "remove_extra_whitespaces": True}
+    folder = train(tmp_path, {}, model_type=kind, user_defined_symbols="[SEP],<n>", **trims)
+    ours, theirs = Tokenizer.load(folder), original(folder)
+    for text in ["a[SEP]b", "[SEP]b<n><n> c", "a  [SEP] ", " [SEP]", "a [SEP]  <n> b "]:
+        assert ours.encode_ids(text, add_special_tokens=False) == theirs.encode(text)
+
+
 def test_user_defined_runs_of_spaces_stand_for_spaces(tmp_path: Path) -> None:
     folder = train(tmp_path, {}, model_type="bpe", byte_fallback=True, user_defined_symbols="▁▁", **LLAMA)
     ours, theirs = Tokenizer.load(folder), original(folder)
