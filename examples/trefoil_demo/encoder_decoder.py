@@ -125,7 +125,7 @@ def main() -> None:
     verdicts = judge(options.out, options.device)
     training = Training(
         day=date.today(),
-        device=torch.cuda.get_device_name() if options.device == "cuda" else "a CPU",
+        device=f"one {torch.cuda.get_device_name()}" if options.device == "cuda" else "a CPU",
         minutes=options.minutes,
         num_steps=num_steps,
         batch_size=options.batch_size,
