@@ -36,7 +36,7 @@ class Packing:
     """How many rows each sequence brings, in order."""
 
     lens: tuple[int, ...]
-    _on_device: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _on_device: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def told(cls, lens: tuple[int, ...], starts_N1: Tensor) -> "Packing":
@@ -54,16 +54,26 @@ class Packing:
             self._on_device[device, 0] = torch.tensor(self.starts, dtype=torch.int32, device=device)
         return self._on_device[device, 0]
 
-    def tiles_on(self, device: torch.device, rows: int) -> Tensor:
-        """The sequences cut into tiles of `rows`: (sequence, first row), int32 [tiles, 2], sent once for all layers.
+    def tiles_on(self, device: torch.device, rows: int, other: "Packing") -> Tensor:
+        """The sequences cut into tiles of `rows`, sent once for all layers; int32 [tiles, 5].
 
-        The ends of long sequences come first: under a causal mask they take longest.
+        Each is (start, length, first row of the tile, start and length of the same sequence in `other`). The ends of
+        long sequences come first: under a causal mask they take longest.
         """
-        if (device, rows) not in self._on_device:
-            tiles = [(n, first) for n, length in enumerate(self.lens) for first in range(0, length, rows)]
-            tiles.sort(key=lambda tile: -tile[1])
-            self._on_device[device, rows] = torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 2)
-        return self._on_device[device, rows]
+        key = device, rows, None if other is self else other.lens
+        if key not in self._on_device:
+            tiles = [
+                (*own, first, *others)
+                for own, others in zip(self._spans, other._spans, strict=True)
+                for first in range(0, own[1], rows)
+            ]
+            tiles.sort(key=lambda tile: -tile[2])
+            self._on_device[key] = torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 5)
+        return self._on_device[key]
+
+    @property
+    def _spans(self) -> list[tuple[int, int]]:
+        return list(zip(self.starts, self.lens, strict=False))
 
 
 def reference(
@@ -153,11 +163,9 @@ def on_triton(
     added = kernel_bias(bias, q_THD)
     tiles = tiles_for(q_THD.shape[2], dtype, added.kind)
     layout = Layout(
-        packing.starts_on(device),
-        keys.starts_on(device),
-        packing.tiles_on(device, tiles.forward.rows),
-        packing.tiles_on(device, tiles.query.rows),
-        keys.tiles_on(device, tiles.key.keys),
+        packing.tiles_on(device, tiles.forward.rows, keys),
+        packing.tiles_on(device, tiles.query.rows, keys),
+        keys.tiles_on(device, tiles.key.keys, packing),
     )
     has_descriptors = chip() in DESCRIPTOR_CHIPS and dtype.itemsize == 2 and can_describe(q_THD, k_KGD, v_KGD)
     return attend(q_THD, k_KGD, v_KGD, Call(layout, mask, scale, added, has_descriptors))

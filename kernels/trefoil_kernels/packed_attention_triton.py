@@ -55,7 +55,7 @@ TILES = {
     ("sm_80", 128): Tiles(Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
     ("sm_80", 256): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     ("sm_90", 64): Tiles(Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
-    ("sm_90", 128): Tiles(Tile(128, 128, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
+    ("sm_90", 128): Tiles(Tile(128, 128, 8, 3), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
     ("sm_90", 256): Tiles(Tile(64, 64, 8, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
 }
 BIASED_TILES = {
@@ -77,10 +77,8 @@ FLOAT32_TILES = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where sequences lie: `starts` int32 [N + 1], and tiles int32 [tiles, 2] of (sequence, first row of the tile)."""
+    """The tiles of each kernel and where their sequences lie, int32 [tiles, 5] as of Packing.tiles_on."""
 
-    starts: Tensor
-    key_starts: Tensor
     forward_tiles: Tensor
     query_tiles: Tensor
     key_tiles: Tensor
@@ -147,8 +145,7 @@ class _PackedAttention(torch.autograd.Function):
             _forward,
             (len(call.layout.forward_tiles), q_THD.shape[1]),
             *(q_THD, k_KGD, v_KGD, *_described(q_THD, k_KGD, v_KGD, band, tile, call), out_THD, lse_HT, bias),
-            *(call.layout.forward_tiles, call.layout.starts, call.layout.key_starts),
-            *(call.scale, call.mask.window or 0, len(q_THD)),
+            *(call.layout.forward_tiles, call.scale, call.mask.window or 0, len(q_THD)),
             *(call.bias.reach, band.low, band.high, band.values_RW.stride(0)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
             **call.constants(q_THD, k_KGD),
@@ -171,14 +168,7 @@ class _PackedAttention(torch.autograd.Function):
         tiles = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias.kind)
         shared = (
             *(q_THD, k_KGD, v_KGD, grad_THD, lse_HT, delta_HT, bias),
-            *(
-                call.layout.starts,
-                call.layout.key_starts,
-                call.scale,
-                call.mask.window or 0,
-                call.bias.reach,
-                len(q_THD),
-            ),
+            *(call.scale, call.mask.window or 0, call.bias.reach, len(q_THD)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
         )
         constants = call.constants(q_THD, k_KGD)
@@ -226,8 +216,6 @@ def _forward(
     lse,
     bias,
     tiles,
-    starts,
-    key_starts,
     scale,
     window,
     num_rows_total,
@@ -253,10 +241,8 @@ def _forward(
     HAS_DESCRIPTORS: tl.constexpr,
 ):
     """One tile of queries of one head."""
-    n, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    start, num_rows, first, key_start, num_keys = _placed(tiles)
     head = tl.program_id(1)
-    start, key_start = tl.load(starts + n), tl.load(key_starts + n)
-    num_rows, num_keys = tl.load(starts + n + 1) - start, tl.load(key_starts + n + 1) - key_start
     row, column, lane = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     is_real = (row < num_rows)[:, None] & (lane < D)[None, :]
     at = (start + row).to(tl.int64)[:, None]
@@ -334,6 +320,13 @@ def _forward(
 
 
 @triton.jit
+def _placed(tiles):
+    """The five numbers of this program's tile."""
+    at = tiles + 5 * tl.program_id(0)
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4)
+
+
+@triton.jit
 def _whole_tile(
     tiles,
     x,
@@ -373,8 +366,6 @@ def _query_gradients(
     lse,
     delta,
     bias,
-    starts,
-    key_starts,
     scale,
     window,
     reach,
@@ -400,10 +391,8 @@ def _query_gradients(
     LEARNS_BIAS: tl.constexpr,
 ):
     """One tile of queries of one head walks over the keys it sees."""
-    n, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    start, num_rows, first, key_start, num_keys = _placed(tiles)
     head = tl.program_id(1)
-    start, key_start = tl.load(starts + n), tl.load(key_starts + n)
-    num_rows, num_keys = tl.load(starts + n + 1) - start, tl.load(key_starts + n + 1) - key_start
     row, column, lane = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     is_real = (row < num_rows)[:, None] & (lane < D)[None, :]
     at, width = (start + row).to(tl.int64)[:, None], tl.num_programs(1) * D
@@ -446,8 +435,6 @@ def _key_gradients(
     lse,
     delta,
     bias,
-    starts,
-    key_starts,
     scale,
     window,
     reach,
@@ -472,10 +459,8 @@ def _key_gradients(
     STAGES: tl.constexpr,
 ):
     """One tile of keys of one KV head walks over the queries that see it, head after head of the group."""
-    n, first = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
+    key_start, num_keys, first, start, num_rows = _placed(tiles)
     kv_head = tl.program_id(1)
-    start, key_start = tl.load(starts + n), tl.load(key_starts + n)
-    num_rows, num_keys = tl.load(starts + n + 1) - start, tl.load(key_starts + n + 1) - key_start
     key, place, lane = first + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     k += key_start.to(tl.int64) * k_stride + kv_head * k_head_stride
     v += key_start.to(tl.int64) * v_stride + kv_head * v_head_stride
@@ -503,9 +488,10 @@ def _key_gradients(
             ahead = key[:, None] - rows[None, :]  # [keys, rows], as the tiles below
             scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
             scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, reach, BIAS)
-            is_seen = (key < num_keys)[:, None] & (rows < num_rows)[None, :]
-            is_seen &= seen(ahead, window, CAUSAL, HAS_WINDOW)
-            weights = tl.where(is_seen, tl.math.exp2(scores * rest - height), 0.0)
+            # rows beyond the sequence have no gradient, and what keys beyond it get is not stored
+            weights = tl.math.exp2(scores * rest - height)
+            if CAUSAL or HAS_WINDOW:
+                weights = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), weights, 0.0)
             v_result = tl.dot(weights.to(grad_tile.dtype), grad_tile, v_result, input_precision="ieee")
             slope = weights * (tl.dot(v_tile, tl.trans(grad_tile), input_precision="ieee") - slack)
             k_result = tl.dot(slope.to(q_tile.dtype), q_tile, k_result, input_precision="ieee")

@@ -75,9 +75,9 @@ def test_alibi(mask: Mask) -> None:
 
 def described(q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, mask: Mask, scale: float, bias: Bias) -> Tensor:
     """Through tensor descriptors, as on sm_90."""
-    starts, tiles = packing.starts_on(q.device), packing.tiles_on(q.device, 32)
+    tiles = packing.tiles_on(q.device, 32, packing)
     added = kernel_bias(bias, q)
-    layout = Layout(starts, starts, tiles, tiles, tiles)
+    layout = Layout(tiles, tiles, tiles)
     return attend(q, k, v, Call(layout, mask, scale, added, has_descriptors=True))
 
 
