@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 
 from databases import postgres_server
-from e2e.serving import Server, serving
+from e2e.serving import Server, serving_soundly
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server as `make serve` starts it, with the bundled demo models; it has no bad word in its log at the end."""
     log = tmp_path_factory.mktemp("demo") / "stderr"
-    with serving(log) as running:
+    with serving_soundly(log) as running:
         yield running
-        assert not any(running.said(f"event={bad}") for bad in ("unhandled", "stream_failed", "engine_lost"))
 
 
 @pytest.fixture(autouse=True, scope="session")

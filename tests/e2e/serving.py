@@ -130,6 +130,14 @@ def serving(log: Path, *arguments: str, env: Mapping[str, str] | None = None) ->
         yield server
 
 
+@contextmanager
+def serving_soundly(log: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """The same, and no bad word is in its log at the end."""
+    with serving(log, *arguments, env=env) as server:
+        yield server
+        assert not any(server.said(f"event={bad}") for bad in ("unhandled", "stream_failed", "engine_lost"))
+
+
 def children(pid: int) -> list[int]:
     """A process's children; none where it is gone."""
     try:
