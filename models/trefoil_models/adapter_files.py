@@ -105,15 +105,14 @@ def _low(keys: Keys, layer: str, pair: dict[str, Tensor], model: Model) -> LowRa
     if pair.keys() != {"A", "B"}:
         raise CheckpointError(f"{WEIGHTS}: layer {layer} has only its lora_{next(iter(pair))}")
     down_RM, up_OR = pair["A"], pair["B"]
-    shape = _weight_shape(model, layer)
-    wanted = (up_OR.shape[0], down_RM.shape[1])
-    if down_RM.dim() != 2 or up_OR.dim() != 2 or down_RM.shape[0] != up_OR.shape[1] or wanted != shape:
+    outs, inputs = shape = _weight_shape(model, layer)
+    rank = len(down_RM) if down_RM.dim() == 2 else 0
+    if not rank or down_RM.shape != (rank, inputs) or up_OR.shape != (outs, rank):
         raise CheckpointError(
             f"{WEIGHTS}: layer {layer} is adapted by {list(down_RM.shape)} and {list(up_OR.shape)}, "
             f"the model's weight is {list(shape)}"
         )
     alpha = _pattern(keys, "alpha_pattern", layer, keys.number("lora_alpha", 8.0))
-    rank = down_RM.shape[0]
     return LowRank(down_RM, up_OR, alpha / (math.sqrt(rank) if keys.flag("use_rslora", False) else rank))
 
 
@@ -130,8 +129,12 @@ def _weight_shape(model: Any, layer: str) -> tuple[int, int]:
 
 def _pattern(keys: Keys, name: str, layer: str, default: float) -> float:
     """A value that some layers have for themselves, by a regular expression on their name, as PEFT reads it."""
-    pattern: Any = keys.values.get(name) or {}
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", layer):
-            return float(value)
+    values = keys.inside(name)
+    for key in values.values:
+        try:
+            is_its_own = re.match(rf"(.*\.)?({key})$", layer)
+        except re.error as error:
+            raise CheckpointError(f"{CONFIG}: {name} has {key!r}, which is no regular expression: {error}") from error
+        if is_its_own:
+            return values.number(key)
     return default

@@ -26,6 +26,8 @@ def read_block_size(keys: Keys) -> tuple[int, int]:
 
 def whole_blocks(weight_FM: Tensor, scales_XY: Tensor, block: tuple[int, int]) -> Tensor:
     """The weight in float32: each block of it times its scale. Raises CheckpointError."""
+    if weight_FM.dim() != 2:
+        raise CheckpointError(f"a float8 tensor has shape {list(weight_FM.shape)}; only matrices have scales of blocks")
     rows, columns = weight_FM.shape
     wanted = (-(-rows // block[0]), -(-columns // block[1]))
     if tuple(scales_XY.shape) != wanted:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import tiny
 from trefoil_models import checkpoint
@@ -118,13 +119,22 @@ def test_unknown_target_is_refused_by_name(tmp_path: Path) -> None:
         attach(model, LoraShape(targets=("wq",)), seed=0)
 
 
-def drop_half(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
 
-    path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
+    return spoil
+
+
+def drop_half(tensors: dict[str, torch.Tensor]) -> None:
     tensors.pop(next(name for name in tensors if "lora_B" in name))
-    save_file(tensors, path)
+
+
+def shape_half(half: str, *shape: int) -> Callable[[Path], None]:
+    return change_tensors(lambda tensors: tensors.update({n: torch.zeros(shape) for n in tensors if half in n}))
 
 
 def set_key(name: str, value: object) -> Callable[[Path], None]:
@@ -143,7 +153,13 @@ def set_key(name: str, value: object) -> Callable[[Path], None]:
         (set_key("modules_to_save", ["lm_head"]), "modules_to_save"),
         (set_key("bias", "all"), "bias = 'all'"),
         (set_key("r", "x"), "r = 'x'"),
-        (drop_half, "has only its lora_A"),
+        (set_key("alpha_pattern", {"q_proj": "much"}), r"alpha_pattern\.q_proj = 'much'"),
+        (set_key("alpha_pattern", {"q_(proj": 1.0}), "no regular expression"),
+        (set_key("alpha_pattern", ["q_proj"]), "alpha_pattern"),
+        (change_tensors(drop_half), "has only its lora_A"),
+        (shape_half("lora_A", 64), r"is adapted by \[64\]"),
+        (shape_half("lora_A", 0, 32), r"is adapted by \[0, 32\]"),
+        (shape_half("lora_B", 32, 3), r"and \[32, 3\]"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 40), "is damaged"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "is missing"),
         (lambda folder: (folder / "adapter_config.json").unlink(), "is missing"),

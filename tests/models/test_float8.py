@@ -58,9 +58,14 @@ def test_a_missing_scale_and_another_method_are_named(tmp_path: Path) -> None:
     to_float8(folder)
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.self_attn.o_proj.weight_scale_inv"
-    tensors.pop(name)
+    scales = tensors.pop(name)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        checkpoint.load(folder)
+    norm = "model.norm.weight"
+    narrow = {norm: tensors[norm].to(torch.float8_e4m3fn), f"{norm}_scale_inv": torch.ones(1), name: scales}
+    save_file(tensors | narrow, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="only matrices"):
         checkpoint.load(folder)
     tiny.edit_config(folder, lambda config: config["quantization_config"].update(activation_scheme="static"))
     with pytest.raises(CheckpointError, match=r"quantization_config\.activation_scheme"):
