@@ -3,6 +3,7 @@
 TrefoilError
   InvalidRequest            400  a field has a value we cannot take; `param` names it as the client wrote it
     RequestTooLong          400  prompt and answer do not fit the model's context
+    TextTooLong             400  nor does a prompt of so many characters, however it is cut into tokens
     NotImplementedHere      400  a field of the contract that this version refuses by name
     WrongTask               400  the model cannot do what the route offers
   NotAuthenticated          401  no key or a wrong one
@@ -75,6 +76,15 @@ class RequestTooLong(InvalidRequest):
         asked = f"{prompt_len} prompt tokens" + (f" and {answer_len} for the answer" if answer_len else "")
         super().__init__(
             f"the model's context is {limit} tokens, the request asks for {asked}; shorten it", param=param
+        )
+
+
+class TextTooLong(InvalidRequest):
+    code = RequestTooLong.code
+
+    def __init__(self, num_chars: int, limit: int, *, param: str) -> None:
+        super().__init__(
+            f"the model's context is {limit} tokens, which cannot hold {num_chars} characters; shorten it", param=param
         )
 
 

@@ -252,6 +252,22 @@ def test_a_broken_body_is_400(http: httpx.Client, path: str, content: bytes) -> 
     refused(http.post(path, content=content, headers=JSON))
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_megabytes_are_refused_before_they_are_cut_into_tokens(http: httpx.Client, path: str) -> None:
+    text = "the cat " * 300_000
+    content = {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
+    error = refused(send(http, path, **content))
+    assert (error["param"], error["code"]) == (next(iter(content)), "context_length_exceeded")
+    assert "characters" in error["message"]
+
+
+def test_a_function_described_too_deeply_is_refused(http: httpx.Client) -> None:
+    """What JSON's reader lets through is written again, where Python's own stack may end before."""
+    tools = '[{"type": "function", "function": {"name": "f", "parameters": %s}}]' % ('{"a":' * 980 + "1" + "}" * 980)
+    body = '{"model": "a", "messages": [{"role": "user", "content": "x"}], "tools": ' + tools + "}"
+    refused(http.post(CHAT, content=body, headers=JSON))
+
+
 def test_deep_metadata_is_no_reason_to_fall(http: httpx.Client) -> None:
     for field in ("metadata", "chat_template_kwargs", "tools", "response_format", "unknown"):
         value = b'{"a":' * 900 + b"1" + b"}" * 900

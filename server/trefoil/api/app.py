@@ -39,7 +39,7 @@ from trefoil.api.routes.tasks import (
 from trefoil.api.sse import json_response
 from trefoil.api.tracing import Traces, Tracing
 from trefoil.api.validation import explain
-from trefoil.errors import DatabaseAway, NotStored, TrefoilError, error_body
+from trefoil.errors import DatabaseAway, InvalidRequest, NotStored, TrefoilError, error_body
 from trefoil.metrics import Metrics
 from trefoil.settings import Settings
 from trefoil.store.database import is_full
@@ -98,6 +98,7 @@ def create_app(fleet: Fleet, store: Store, tuned: FineTuned, traces: Traces | No
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(sa.exc.OperationalError, _database_error)
     app.add_exception_handler(OSError, _disk_error)
+    app.add_exception_handler(RecursionError, _too_deep)
     _surround(app, fleet.settings, fleet.metrics, traces)
     return app
 
@@ -171,6 +172,11 @@ async def _database_error(_request: Request, error: Exception) -> Response:
     if is_full(error):
         return _answer(NotStored("the server's disk is full: nothing can be written down until there is room"))
     return _answer(DatabaseAway("the server's database does not answer; try again shortly"))
+
+
+async def _too_deep(_request: Request, _error: Exception) -> Response:
+    """What we call ourselves for is a request's nesting and nothing else."""
+    return _answer(InvalidRequest("the body is nested too deeply"))
 
 
 async def _disk_error(_request: Request, error: Exception) -> Response:

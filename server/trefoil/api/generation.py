@@ -11,12 +11,14 @@ from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.grammar import Wanted
 from trefoil.api.schemas import GenerationParams
 from trefoil.api.text_stream import ScoredToken, TextStream
-from trefoil.errors import InvalidRequest
+from trefoil.errors import InvalidRequest, TextTooLong
 from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.family_chats import Chat
 from trefoil_models.tokenizer import Tokenizer
 
 TEMPLATE_TIMEOUT_S = 5.0
+MOST_CHARS_A_TOKEN = 256
+"""The longest tokens, which are lines and spaces, have half as many."""
 
 _numbers = itertools.count()
 
@@ -51,7 +53,8 @@ async def write_chat(
 
 
 async def encode_chat(fleet: Fleet, model: ServedModel, chat: Chat) -> list[int]:
-    """Its ids; it holds its special tokens already. Raises InvalidRequest as `encode_prompt` does."""
+    """Its ids; it holds its special tokens already. Raises InvalidRequest as `encode_prompt` does, and TextTooLong."""
+    check_size(model, chat.text, param="messages")
     ids = await fleet.off_loop(len(chat.text), lambda: model.tokenizer.chat_ids(chat))
     return begun(model, ids, param="messages")
 
@@ -68,6 +71,13 @@ async def encode_prompt(
     tokenizer = model.tokenizer
     ids = await fleet.off_loop(len(text), lambda: tokenizer.encode_ids(text, add_special_tokens=add_special_tokens))
     return begun(model, ids, param=param)
+
+
+def check_size(model: ServedModel, text: str, *, param: str) -> None:
+    """Raise TextTooLong for a prompt that no tokenizer makes short enough: to cut megabytes takes seconds."""
+    limit = model.ready.max_model_len
+    if len(text) > limit * MOST_CHARS_A_TOKEN:
+        raise TextTooLong(len(text), limit, param=param)
 
 
 def begun(model: ServedModel, ids: list[int], *, param: str) -> list[int]:

@@ -16,6 +16,7 @@ from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.generation import (
     begin,
+    check_size,
     encode_prompt,
     new_id,
     prompt_logprobs_body,
@@ -173,6 +174,7 @@ def _close(prompts: Sequence[Prompt]) -> None:
 
 async def _encode(fleet: Fleet, model: ServedModel, prompt: str | list[int]) -> tuple[list[int], str]:
     if isinstance(prompt, str):
+        check_size(model, prompt, param="prompt")
         return await encode_prompt(fleet, model, prompt, param="prompt"), prompt
     check_ids(prompt, model, param="prompt")
     return prompt, model.tokenizer.decode(prompt, skip_special_tokens=False)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil import wire
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.generation import begin, encode_prompt, read_grammar
+from trefoil.api.generation import begin, check_size, encode_prompt, read_grammar
 from trefoil.api.grammar import Schema, Wanted, of_regex, of_schema
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
@@ -197,6 +197,8 @@ async def generate(body: TextGenerationRequest, request: Request, models: Models
 
 
 async def _encode(fleet: Fleet, model: ServedModel, text: str, parameters: Parameters) -> list[int]:
+    if not parameters.truncate:
+        check_size(model, text, param="inputs")
     ids = await encode_prompt(fleet, model, text, param="inputs")
     return ids[-parameters.truncate :] if parameters.truncate else ids
 
