@@ -6,7 +6,7 @@ device's buffer are the same memory.
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 import torch
@@ -170,14 +170,13 @@ class StepInputs:
         On the CPU neighbours with the same input ask together, and the last places have no rows.
         """
         groups = _with_equal_inputs(plan) if self._device.type == "cpu" else [[chunk] for chunk in plan.chunks]
-        num_rows = [*map(len, groups), *[1] * (size - len(plan.chunks))]
         self._fill_sources(groups)
         rest = slice(len(groups), size)
         self._source_table.fill[rest, 0] = self._spare_page
         self._source_lens.fill[rest] = 1
-        starts = self._source_starts.fill
-        starts[1 : len(num_rows) + 1] = np.cumsum(num_rows)
-        starts[len(num_rows) + 1 : size + 1] = size
+        num_rows = [*map(len, groups), *[1] * (size - len(plan.chunks))]
+        ends = [*accumulate(num_rows), *[size] * (size - len(num_rows))]
+        self._source_starts.fill[1 : size + 1] = ends
 
     def _fill_sources(self, groups: list[list[Chunk]]) -> None:
         """The input of each of these groups, of whose chunks all have the same."""
@@ -194,17 +193,34 @@ class StepInputs:
         for n, table in enumerate(tables):
             self._table.fill[n, : len(table)] = table
         self._lens.fill[: len(chunks)] = [chunk.end for chunk in chunks]
-        owners_T = np.repeat(np.arange(len(chunks)), [chunk.num_rows for chunk in chunks])
-        rows = slice(0, len(owners_T))
+        num_rows = sum(chunk.num_rows for chunk in chunks)
+        rows = slice(0, num_rows)
         # ids may be unknown here yet
         self._ids.fill[rows] = [id for chunk in chunks for id in chunk.sequence.ids[chunk.start : chunk.end] or [0]]
-        self._positions.fill[rows] = [at for chunk in chunks for at in range(chunk.start, chunk.end)]
-        self._prompt_lens.fill[rows] = np.array([chunk.sequence.prompt_len for chunk in chunks])[owners_T]
-        pages_T, offsets_T = divmod(self._positions.fill[rows], page_size)
-        self._slots.fill[rows] = self._table.fill[owners_T, pages_T] * page_size + offsets_T
+        if num_rows == len(chunks):
+            self._fill_single_rows(chunks, rows)
+        else:
+            self._fill_all_rows(chunks, rows)
         if self._places is not None:
             self._fill_places(chunks, self._places.fill)
-        return len(owners_T), max(map(len, tables), default=1)
+        return num_rows, max(map(len, tables), default=1)
+
+    def _fill_single_rows(self, chunks: list[Chunk], rows: slice) -> None:
+        """Where each chunk's one row stands and lies: for so few numbers lists are quicker than numpy."""
+        size = self._page_size
+        self._positions.fill[rows] = [chunk.start for chunk in chunks]
+        self._prompt_lens.fill[rows] = [chunk.sequence.prompt_len for chunk in chunks]
+        self._slots.fill[rows] = [
+            chunk.sequence.pages[chunk.start // size] * size + chunk.start % size for chunk in chunks
+        ]
+
+    def _fill_all_rows(self, chunks: list[Chunk], rows: slice) -> None:
+        """The same of chunks of any length."""
+        owners_T = np.repeat(np.arange(len(chunks)), [chunk.num_rows for chunk in chunks])
+        self._positions.fill[rows] = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
+        self._prompt_lens.fill[rows] = np.array([chunk.sequence.prompt_len for chunk in chunks])[owners_T]
+        pages_T, offsets_T = divmod(self._positions.fill[rows], self._page_size)
+        self._slots.fill[rows] = self._table.fill[owners_T, pages_T] * self._page_size + offsets_T
 
     def _fill_places(self, chunks: list[Chunk], to_T2: np.ndarray) -> None:
         """Where the rows stand in contexts that are read both ways."""
