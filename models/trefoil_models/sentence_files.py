@@ -66,8 +66,8 @@ def _modes(folder: Path) -> tuple[str, ...]:
     keys = Keys(read_json(file), file=f"{folder.name}/{file.name}")
     keys.refuse("include_prompt", True)
     if "pooling_mode" in keys:
-        value = keys.values["pooling_mode"]
-        modes = tuple(value) if isinstance(value, list) else (keys.choice("pooling_mode", MODES),)
+        are_several = isinstance(keys.values["pooling_mode"], list)
+        modes = tuple(keys.strings("pooling_mode")) if are_several else (keys.choice("pooling_mode", MODES),)
     else:
         modes = tuple(mode for mode, key in MODES.items() if keys.flag(key, False))
     if not modes or not set(modes) <= set(MODES):

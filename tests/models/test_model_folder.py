@@ -8,6 +8,7 @@ import pytest
 
 from trefoil_models.config_keys import CheckpointError
 from trefoil_models.model_folder import GenerationDefaults, ModelFolder, find_folder
+from trefoil_models.sentence_files import SentenceFiles
 
 
 def folder(path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelFolder:
@@ -97,3 +98,25 @@ def test_a_hub_id_that_cannot_be_had_is_named(source: str) -> None:
     with pytest.raises(CheckpointError, match=repr(source)) as caught:
         find_folder(source)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "wanted"),
+    [
+        ({"pooling_mode": "cls"}, ("cls",)),
+        ({"pooling_mode": ["mean", "max"]}, ("mean", "max")),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}, ("cls", "max")),
+    ],
+)
+def test_pooling_is_read_in_either_dialect(tmp_path: Path, pooling: dict[str, Any], wanted: tuple[str, ...]) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    assert SentenceFiles.read(tmp_path).modes == wanted
+
+
+@pytest.mark.parametrize("mode", ["median", ["median"], [["mean"]], [], 7, None], ids=str)
+def test_pooling_of_another_kind_is_refused(tmp_path: Path, mode: object) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config\.json: "):
+        SentenceFiles.read(tmp_path)

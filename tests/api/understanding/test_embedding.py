@@ -64,6 +64,11 @@ POOLS = {
     "pooling_mode_cls_token": lambda rows: rows[0],
     "pooling_mode_mean_tokens": lambda rows: rows.mean(0),
     "pooling_mode_max_tokens": lambda rows: rows.max(0).values,
+    "pooling_mode_mean_sqrt_len_tokens": lambda rows: rows.sum(0) / len(rows) ** 0.5,
+    "pooling_mode_weightedmean_tokens": lambda rows: (
+        sum((n + 1) * row for n, row in enumerate(rows)) / (len(rows) * (len(rows) + 1) / 2)
+    ),
+    "pooling_mode_lasttoken": lambda rows: rows[-1],
 }
 
 
