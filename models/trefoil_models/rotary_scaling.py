@@ -85,10 +85,10 @@ def read_scaling(
     original = keys.size(
         "original_max_position_embeddings", rope.size("original_max_position_embeddings", max_positions)
     )
-    partial = rope.number("partial_rotary_factor", keys.number("partial_rotary_factor", partial))
+    where = rope if "partial_rotary_factor" in rope else keys
     scaling = Scaling(
         kind=kind,
-        width=int(head_dim * partial),
+        width=turning_width(where, "partial_rotary_factor", partial, head_dim),
         theta=rope.number("rope_theta", keys.number("rope_theta", theta)),
         factor=_factor(rope, kind, max_positions / original),
         max_positions=max_positions,
@@ -103,6 +103,14 @@ def read_scaling(
     )
     _check(scaling)
     return scaling
+
+
+def turning_width(keys: Keys, name: str, default: float, head_dim: int) -> int:
+    """How much of a head turns, by a key that tells its part. Raises CheckpointError."""
+    part = keys.number(name, default)
+    if not 0 < part <= 1:
+        raise CheckpointError(f"{keys.file}: {keys.path}{name} = {part} must be above 0 and at most 1")
+    return int(head_dim * part)
 
 
 def plain_scaling(kind: str, *, width: int, theta: float, max_positions: int, factor: float = 1.0) -> Scaling:

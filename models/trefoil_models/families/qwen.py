@@ -19,7 +19,7 @@ from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
-from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling
+from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling, turning_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def read_config(keys: Keys) -> Config:
         has_bias=not keys.flag("no_bias", True),
         scaling=plain_scaling(
             "doubling" if keys.flag("use_dynamic_ntk", not is_older) else "default",
-            width=int(head_dim * keys.number("rotary_pct", 1.0)),
+            width=turning_width(keys, "rotary_pct", 1.0, head_dim),
             theta=keys.number("rotary_emb_base", 10000.0),
             max_positions=pivot,
         ),
