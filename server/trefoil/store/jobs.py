@@ -49,6 +49,7 @@ class Want(StrEnum):
     CANCEL = "cancel"
 
 
+TOLD: Mapping[Want, str] = {Want.RUN: "resumed", Want.PAUSE: "paused", Want.CANCEL: "cancelled"}
 ASKED_OF: Mapping[Want, frozenset[State]] = {
     Want.RUN: frozenset({State.PAUSED, State.FAILED}),
     Want.PAUSE: frozenset({State.VALIDATING, State.QUEUED, State.RUNNING}),
@@ -167,7 +168,7 @@ class Jobs:
         with self._engine.begin() as connection:
             job = _get(connection, job_id, for_update=True)
             if job.state not in ASKED_OF[want]:
-                raise WrongState(f"the job is {job.state}; {want} cannot be asked of it now")
+                raise WrongState(f"the job is {job.state} and cannot be {TOLD[want]} now")
             _set(connection, job_id, want=want)
             if job.state == State.FAILED:
                 _set(connection, job_id, finished_at=None, error=sa.null(), fruitless=0)
