@@ -126,7 +126,9 @@ def serve(
     ] = None,
     body_timeout: Annotated[
         float,
-        typer.Option(envvar=env("--body-timeout"), min=0.01, help="Seconds without a byte of a request's body."),
+        typer.Option(
+            envvar=env("--body-timeout"), min=0.01, help="Seconds for a request's head, and without a byte of its body."
+        ),
     ] = 30.0,
     keep_alive_timeout: Annotated[
         int, typer.Option(envvar=env("--keep-alive-timeout"), min=1, help="Seconds that idle connections stay open.")
