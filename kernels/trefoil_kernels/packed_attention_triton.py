@@ -70,9 +70,11 @@ UNEVEN_TILES = {("sm_90", 128): replace(TILES["sm_90", 128], forward=Tile(128, 6
 
 
 FLOAT32_TILES = {
-    ("sm_90", width): Tiles(SMALL_TILE, SMALL_TILE, Tile(16, 16, 4, 1))  # with 8 warps too few registers are left each
-    for width in (64, 128)
+    ("sm_80", 128): Tiles(SMALL_TILE, SMALL_TILE, Tile(16, 16, 16, 1)),
+    ("sm_90", 64): Tiles(SMALL_TILE, SMALL_TILE, Tile(16, 16, 4, 1)),
+    ("sm_90", 128): Tiles(SMALL_TILE, SMALL_TILE, Tile(16, 16, 4, 1)),
 }
+"""Where the gradients of keys spill with the small tile's warps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,9 +491,9 @@ def _key_gradients(
             scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
             scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, reach, BIAS)
             # rows beyond the sequence have no gradient, and what keys beyond it get is not stored
-            weights = tl.math.exp2(scores * rest - height)
             if CAUSAL or HAS_WINDOW:
-                weights = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), weights, 0.0)
+                scores = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), scores, HIDDEN)
+            weights = tl.math.exp2(scores * rest - height)
             v_result = tl.dot(weights.to(grad_tile.dtype), grad_tile, v_result, input_precision="ieee")
             slope = weights * (tl.dot(v_tile, tl.trans(grad_tile), input_precision="ieee") - slack)
             k_result = tl.dot(slope.to(q_tile.dtype), q_tile, k_result, input_precision="ieee")
