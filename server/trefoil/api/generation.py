@@ -10,7 +10,7 @@ from trefoil import wire
 from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.grammar import Wanted
 from trefoil.api.schemas import GenerationParams
-from trefoil.api.text_stream import ScoredToken, TextStream
+from trefoil.api.text_stream import TextStream
 from trefoil.errors import InvalidRequest, TextTooLong
 from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.family_chats import Chat
@@ -64,12 +64,9 @@ async def read_grammar(fleet: Fleet, wanted: Wanted | None) -> str | None:
     return None if wanted is None else await fleet.in_thread(wanted.grammar)
 
 
-async def encode_prompt(
-    fleet: Fleet, model: ServedModel, text: str, *, param: str, add_special_tokens: bool = True
-) -> list[int]:
+async def encode_prompt(fleet: Fleet, model: ServedModel, text: str, *, param: str) -> list[int]:
     """The prompt's ids. Raises InvalidRequest as `begun` does."""
-    tokenizer = model.tokenizer
-    ids = await fleet.off_loop(len(text), lambda: tokenizer.encode_ids(text, add_special_tokens=add_special_tokens))
+    ids = await fleet.off_loop(len(text), lambda: model.tokenizer.encode_ids(text))
     return begun(model, ids, param=param)
 
 
@@ -133,8 +130,3 @@ def prompt_logprobs_body(
 
 def _prompt_entry(tokenizer: Tokenizer, token_id: int, logprob: float, rank: int) -> dict[str, Any]:
     return {"logprob": logprob, "rank": rank, "decoded_token": tokenizer.token_text(token_id)}
-
-
-def token_strings(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> list[str]:
-    """Each token's own text."""
-    return [tokenizer.token_text(token.token_id) for token in tokens]

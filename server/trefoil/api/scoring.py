@@ -65,14 +65,14 @@ def once(encoding: Encoding, head: str, **asked: Any) -> wire.Once:
     return wire.Once(f"once-{next(_numbers)}", encoding.ids, head, encoding.type_ids, **asked)
 
 
-async def score(model: ServedModel, encodings: Sequence[Encoding], *, head: str, param: str = "inputs") -> list[Floats]:
+async def score(model: ServedModel, encodings: Sequence[Encoding], *, head: str) -> list[Floats]:
     """What the head says of each text, in order. Raises RequestTooLong and what the engine's client raises."""
     limit = model.ready.max_model_len
     for encoding in encodings:
         if len(encoding) > limit:
-            raise RequestTooLong(len(encoding), 0, limit, param=param)
+            raise RequestTooLong(len(encoding), 0, limit, param="inputs")
         if not len(encoding):
-            raise InvalidRequest("the text is empty, and the model's tokenizer adds nothing to it", param=param)
+            raise InvalidRequest("the text is empty, and the model's tokenizer adds nothing to it", param="inputs")
     answers = await model.engine.once([once(encoding, head) for encoding in encodings])
     return [numbers(answer) for answer in answers]
 
