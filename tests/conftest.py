@@ -7,12 +7,15 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported, and for t
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: threads would only wait for each other
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from databases import postgres_server
 from e2e.serving import Server, serving_soundly
+
+if TYPE_CHECKING:
+    from trefoil_kernels.cpu.library import Native
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +66,14 @@ def gpu() -> str:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return "cuda"
+
+
+@pytest.fixture
+def library() -> "Native":
+    """The native kernels; the test skips itself where no compiler makes them."""
+    from trefoil_kernels.cpu.library import native
+
+    found = native()
+    if found is None:
+        pytest.skip("no native library on this machine")
+    return found

@@ -276,13 +276,8 @@ def _forward(
         k_tile = _whole_tile(k_tiles, k, key_start, key, column, lane, k_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
         v_tile = _whole_tile(v_tiles, v, key_start, key, column, lane, v_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
         ahead = (key + column)[None, :] - row[:, None]
-        if BIAS == "relative":
-            shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
-            added = _cut(band, head, shift, band_stride, BLOCK_M, BLOCK_N, HAS_DESCRIPTORS)
-            scores, rest = tl.dot(tile, tl.trans(k_tile), added, input_precision="ieee"), factor
-        else:
-            scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee")
-            scores, rest = biased(scores, factor, bias, head, ahead, 0, BIAS)
+        shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
+        scores, rest = _scored(tile, k_tile, ahead, factor, bias, band, head, shift, band_stride, BIAS, HAS_DESCRIPTORS)
         if CAUSAL or HAS_WINDOW:  # noqa: SIM102 (the compiler's question, the other is the program's)
             if (key < open_from) | (key + BLOCK_N > open_to):
                 scores = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), scores, HIDDEN)
@@ -305,13 +300,8 @@ def _forward(
         k_tail = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
         v_tail = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
         ahead = (key + column)[None, :] - row[:, None]
-        if BIAS == "relative":
-            shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
-            added = _cut(band, head, shift, band_stride, BLOCK_M, BLOCK_N, HAS_DESCRIPTORS)
-            scores, rest = tl.dot(tile, tl.trans(k_tail), added, input_precision="ieee"), factor
-        else:
-            scores = tl.dot(tile, tl.trans(k_tail), input_precision="ieee")
-            scores, rest = biased(scores, factor, bias, head, ahead, 0, BIAS)
+        shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
+        scores, rest = _scored(tile, k_tail, ahead, factor, bias, band, head, shift, band_stride, BIAS, HAS_DESCRIPTORS)
         is_seen = (key + column < num_keys)[None, :] & seen(ahead, window, CAUSAL, HAS_WINDOW)
         value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), rest, v_tail, value, peak, total)
 
@@ -350,13 +340,35 @@ def _whole_tile(
 
 
 @triton.jit
-def _cut(band, head, shift, stride, ROWS: tl.constexpr, KEYS: tl.constexpr, HAS_DESCRIPTORS: tl.constexpr):
-    """The tile of a head's band that begins at column `shift`, in float32."""
-    if HAS_DESCRIPTORS:
-        return band.load([head * ROWS, shift]).to(tl.float32)
+def _scored(
+    tile,
+    keys,
+    ahead,
+    factor,
+    bias,
+    band,
+    head,
+    shift,
+    band_stride,
+    BIAS: tl.constexpr,
+    HAS_DESCRIPTORS: tl.constexpr,
+):
+    """Scores of rows and keys, and what is left to multiply them by.
+
+    A learned bias is what the matmul's sums begin with: the tile of the head's band that begins at column `shift`.
+    """
+    if BIAS == "relative":
+        ROWS: tl.constexpr = tile.shape[0]
+        KEYS: tl.constexpr = keys.shape[0]
+        if HAS_DESCRIPTORS:
+            added = band.load([head * ROWS, shift])
+        else:
+            line = (head * ROWS + tl.arange(0, ROWS)).to(tl.int64) * band_stride
+            added = tl.load(band + line[:, None] + shift + tl.arange(0, KEYS)[None, :])
+        return tl.dot(tile, tl.trans(keys), added.to(tl.float32), input_precision="ieee"), factor
     else:
-        line = (head * ROWS + tl.arange(0, ROWS)).to(tl.int64) * stride
-        return tl.load(band + line[:, None] + shift + tl.arange(0, KEYS)[None, :]).to(tl.float32)
+        scores = tl.dot(tile, tl.trans(keys), input_precision="ieee")
+        return biased(scores, factor, bias, head, ahead, 0, BIAS)
 
 
 @triton.jit(do_not_specialize=["num_rows_total"])

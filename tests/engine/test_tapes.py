@@ -11,16 +11,8 @@ import tiny_pairs
 from engine_world import finish, generator, request, run
 from trefoil import wire
 from trefoil.engine.generator import Generator
-from trefoil_kernels.cpu.library import Native, native
+from trefoil_kernels.cpu.library import Native
 from trefoil_kernels.cpu.tape import NotRecordable, Scratch
-
-
-@pytest.fixture
-def library() -> Native:
-    found = native()
-    if found is None:
-        pytest.skip("no native library on this machine")
-    return found
 
 
 def tokens(engine: Generator, asked: list[wire.Generate]) -> list[wire.Tokens]:

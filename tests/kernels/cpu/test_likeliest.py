@@ -3,15 +3,7 @@
 import pytest
 import torch
 
-from trefoil_kernels.cpu.library import Native, native
-
-
-@pytest.fixture
-def library() -> Native:
-    found = native()
-    if found is None:
-        pytest.skip("no native library on this machine")
-    return found
+from trefoil_kernels.cpu.library import Native
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
