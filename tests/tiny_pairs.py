@@ -14,6 +14,7 @@ import tiny
 FAMILIES = ("t5", "mt5", "bart", "mbart")
 START = 3
 EOS = tiny.EOS
+MASK = "<mask>"
 
 T5: dict[str, Any] = {
     "vocab_size": tiny.VOCAB,
@@ -66,6 +67,19 @@ def add_sentinels(folder: Path, count: int = 8) -> Path:
     backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, EOS)])
     backend.save(path)
     return folder
+
+
+def add_mask(folder: Path) -> Path:
+    """Give a folder's tokenizer a mask token, and tokens before and behind each text, as BART's has."""
+    path = str(folder / "tokenizer.json")
+    backend = Tokenizer.from_file(path)
+    backend.add_special_tokens([MASK])
+    start, end = tiny.SPECIALS[1], tiny.SPECIALS[EOS]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, 1), (end, EOS)]
+    )
+    backend.save(path)
+    return tiny.edit_config(folder, lambda about: about.update(mask_token=MASK), "tokenizer_config.json")
 
 
 def oracle(folder: Path) -> PreTrainedModel:

@@ -113,11 +113,11 @@ class Grpo(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Pretrain(Hyperparameters, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Learn text: the next token, hidden tokens, whether sentences belong together, or spans taken out."""
+    """Learn text: the next token, hidden tokens, whether sentences belong together, or spans taken out or hidden."""
 
-    objective: Auto | Literal["clm", "mlm", "mlm+nsp", "mlm+sop", "span_corruption"] = "auto"
+    objective: Auto | Literal["clm", "mlm", "mlm+nsp", "mlm+sop", "span_corruption", "text_infilling"] = "auto"
     mlm_probability: Chance = 0.15
-    noise_density: Chance = 0.15
+    noise_density: Auto | Chance = "auto"
     mean_noise_span_length: Annotated[float, Meta(ge=1, le=1000)] = 3.0
 
 

@@ -110,17 +110,19 @@ def test_reward_model_prefers_what_people_prefer(bench: Bench, tmp_path: Path) -
         ("bert", "mlm+nsp", "BertForPreTraining"),
         ("albert", "mlm+sop", "AlbertForPreTraining"),
         ("t5", "span_corruption", "T5ForConditionalGeneration"),
+        ("bart", "text_infilling", "BartForConditionalGeneration"),
         ("gpt2", "clm", "GPT2LMHeadModel"),
     ],
 )
 def test_plain_text_is_learnt_by_every_kind(
     bench: Bench, tmp_path: Path, family: str, objective: str, architecture: str
 ) -> None:
-    makers: dict[str, Any] = {"gpt2": tiny.checkpoint, "t5": tiny_pairs.checkpoint}
+    makers: dict[str, Any] = {"gpt2": tiny.checkpoint, "t5": tiny_pairs.checkpoint, "bart": tiny_pairs.checkpoint}
+    marks = {"t5": tiny_pairs.add_sentinels, "bart": tiny_pairs.add_mask}
     if family in makers:
         base = makers[family](tmp_path / "base", family)
-        if family == "t5":
-            tiny_pairs.add_sentinels(base)
+        if family in marks:
+            marks[family](base)
     else:
         base = tiny_encoders.checkpoint(tmp_path / "base", family, "ForMaskedLM")
     rows = [{"text": ". ".join(GOOD)}, {"text": ". ".join(BAD)}] * 2

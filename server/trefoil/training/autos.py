@@ -23,6 +23,8 @@ FULL_SHARE, DPO_SHARE, SAMPLED_SHARE = 0.1, 0.2, 0.1
 want.
 """
 USUAL_BETA = 0.1
+DENSITY, INFILLING_DENSITY = 0.15, 0.3
+"""How much of a text T5 and BART take out of it."""
 
 
 def resolve(given: Hyperparameters, *, num_examples: int, width: int) -> Hyperparameters:
@@ -32,6 +34,7 @@ def resolve(given: Hyperparameters, *, num_examples: int, width: int) -> Hyperpa
         "batch_size": batch_size(given, num_examples),
         "learning_rate_multiplier": 1.0,
         "beta": USUAL_BETA,
+        "noise_density": INFILLING_DENSITY if getattr(given, "objective", None) == "text_infilling" else DENSITY,
     }
     fields = {name: value for name, value in found.items() if getattr(given, name, None) == "auto"}
     known = msgspec.structs.replace(given, **fields)

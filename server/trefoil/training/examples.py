@@ -76,13 +76,14 @@ class SentencePair:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Text out of which spans are taken anew at every use."""
+    """Text out of which spans are taken anew at every use, each id read or predicted; `is_retold`: predicted too."""
 
     ids: tuple[int, ...]
+    is_retold: bool = False
 
     def __len__(self) -> int:
-        """Rows in a pass: each id is read or predicted, and few sentinels come to that."""
-        return len(self.ids)
+        """Rows in a pass; the few marks of gaps are not counted, as a retold text is read with gaps."""
+        return len(self.ids) * (2 if self.is_retold else 1)
 
 
 @dataclass(frozen=True, slots=True)

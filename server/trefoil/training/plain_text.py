@@ -15,7 +15,7 @@ SHORTEST_WINDOW = 2
 
 def text_readings(texts: Iterable[str], reader: Reader) -> Iterator[Reading]:
     """Each text in pieces of at most the greatest length, each framed as the tokenizer frames a text."""
-    before, after = _frame(reader)
+    before, after = frame(reader)
     for text in texts:
         for piece in _pieces(text, reader, reader.longest - len(before) - len(after)):
             ids = (*before, *piece, *after)
@@ -48,19 +48,33 @@ def sentence_pairs(texts: Iterable[str], reader: Reader, *, seed: int, swaps: bo
 
 def text_windows(texts: Iterable[str], reader: Reader) -> Iterator[Window]:
     """Each text in windows that leave room for the token that ends it."""
+    for piece in _windows(texts, reader, reader.longest - 1):
+        yield Window(piece)
+
+
+def retold_windows(texts: Iterable[str], reader: Reader) -> Iterator[Window]:
+    """The same for texts that are read as the tokenizer frames them, and told again from the start token on."""
+    before, after = frame(reader)
+    for piece in _windows(texts, reader, reader.longest - len(before) - max(len(after), 1)):
+        yield Window(piece, is_retold=True)
+
+
+def _windows(texts: Iterable[str], reader: Reader, size: int) -> Iterator[tuple[int, ...]]:
     for text in texts:
-        for piece in _pieces(text, reader, reader.longest - 1):
+        for piece in _pieces(text, reader, size):
             if len(piece) >= SHORTEST_WINDOW:
-                yield Window(tuple(piece))
+                yield tuple(piece)
 
 
 def _pieces(text: str, reader: Reader, size: int) -> Iterator[Sequence[int]]:
+    if size < 1:
+        raise RowError(f"max_length {reader.longest} leaves no room for a text between the tokens around it")
     ids = reader.tokenizer.encode_ids(text, add_special_tokens=False)
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
 
 
-def _frame(reader: Reader) -> tuple[list[int], list[int]]:
+def frame(reader: Reader) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text."""
     encoding = reader.tokenizer.encode("a")
     own = encoding.rows_of(0)

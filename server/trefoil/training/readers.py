@@ -8,7 +8,7 @@ from trefoil.hyperparameters import Hyperparameters
 from trefoil.rows import Line, Row, RowError, Text
 from trefoil.training.data import Reader, answer_example, asked, pair_of, text_examples
 from trefoil.training.labelled import answer_reading, class_reading, comparison_of, tag_reading
-from trefoil.training.plain_text import sentence_pairs, text_readings, text_windows
+from trefoil.training.plain_text import retold_windows, sentence_pairs, text_readings, text_windows
 from trefoil_models.chat_template import ChatTemplateError
 
 E = TypeVar("E")
@@ -47,6 +47,8 @@ def _pretrain(lines: Iterable[Line], reader: Reader, given: given_kinds.Pretrain
             return sentence_pairs(texts, reader, seed=0, swaps=given.objective == "mlm+sop")
         case "span_corruption":
             return text_windows(texts, reader)
+        case "text_infilling":
+            return retold_windows(texts, reader)
         case _:
             return text_examples(texts, reader.tokenizer, window=reader.longest, eos_id=reader.end_ids[0])
 

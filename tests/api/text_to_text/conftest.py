@@ -23,7 +23,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pairs")
     t5 = tiny_pairs.add_sentinels(tiny_pairs.checkpoint(root / "t5", "t5"))
     tiny.edit_config(t5, lambda config: config.update(task_specific_params=WISHES, n_positions=128))
-    return {"t5": t5, "bart": tiny_pairs.checkpoint(root / "bart", "bart", forced_bos_token_id=5)}
+    bart = tiny_pairs.checkpoint(root / "bart", "bart", forced_bos_token_id=5)
+    tiny.edit_config(bart, lambda about: about.update(mask_token=tiny.SPECIALS[3]), "tokenizer_config.json")
+    return {"t5": t5, "bart": bart}
 
 
 @pytest.fixture(scope="session")

@@ -195,3 +195,21 @@ def test_prompt_scores_are_refused(http: httpx.Client) -> None:
         assert http.post("/v1/completions", json={**body, **field}).status_code == 400
     no_user = {"model": "t5", "messages": [{"role": "system", "content": "x"}]}
     assert http.post("/v1/chat/completions", json=no_user).json()["error"]["param"] == "messages"
+
+
+def test_pretraining_takes_the_objective_that_the_tokenizer_has_marks_for(client: openai.OpenAI) -> None:
+    rows = b'{"text": "the cat sat on the mat"}\n'
+    file_id = client.files.create(file=("texts.jsonl", rows), purpose="fine-tune").id
+
+    def submit(model: str, **method: str) -> Any:
+        given: Any = {"type": "pretrain", **method}
+        return client.fine_tuning.jobs.create(model=model, training_file=file_id, method=given)
+
+    for model, objective in (("t5", "span_corruption"), ("bart", "text_infilling")):
+        job = submit(model)
+        assert job.hyperparameters.model_extra["objective"] == objective
+        client.fine_tuning.jobs.cancel(job.id)
+    for model, objective, lacking in (("bart", "span_corruption", "sentinels"), ("t5", "text_infilling", "mask token")):
+        with pytest.raises(openai.BadRequestError, match=lacking) as raised:
+            submit(model, objective=objective)
+        assert raised.value.param == "model"

@@ -18,7 +18,9 @@ from trefoil.training.objectives.reward import reward
 from trefoil.training.objectives.sentence_pair import SentencePairs
 from trefoil.training.objectives.sft import Sft
 from trefoil.training.objectives.span_corruption import SpanCorruption
+from trefoil.training.objectives.text_infilling import TextInfilling
 from trefoil.training.objectives.token_classification import token_classification
+from trefoil.training.plain_text import frame
 from trefoil.training.practice import Policy
 from trefoil_models.checkpoint import Model
 from trefoil_models.config_keys import CheckpointError
@@ -78,6 +80,8 @@ def _pretrain(given: Any, reader: Reader) -> Objective[Any]:
             return SentencePairs(_masked(given, reader))
         case "span_corruption":
             return _spans(given, reader)
+        case "text_infilling":
+            return _infilling(given, reader)
         case _:
             return causal_lm
 
@@ -95,6 +99,16 @@ def _spans(given: Any, reader: Reader) -> SpanCorruption:
         raise CheckpointError("the base model's tokenizer has no sentinels (<extra_id_0> and so on)")
     density, span_len = given.noise_density, given.mean_noise_span_length
     return SpanCorruption(sentinels, reader.start_id, reader.end_ids[0], density, span_len)
+
+
+def _infilling(given: Any, reader: Reader) -> TextInfilling:
+    mask_id = reader.tokenizer.mask_id
+    if mask_id is None or reader.start_id is None:
+        raise CheckpointError("the base model's tokenizer has no mask token")
+    before, after = frame(reader)
+    eos_id = reader.end_ids[0]
+    density, span_len = given.noise_density, given.mean_noise_span_length
+    return TextInfilling(mask_id, reader.start_id, eos_id, tuple(before), tuple(after), density, span_len)
 
 
 OBJECTIVES: Mapping[type[Hyperparameters], Callable[[Any, Reader], Objective[Any]]] = {

@@ -45,9 +45,9 @@ OF_GENERATION = frozenset({"supervised", "dpo", "ppo", "grpo"})
 OBJECTIVES_OF_KINDS = {
     "decoder": ("clm",),
     "encoder": ("mlm", "mlm+nsp", "mlm+sop"),
-    "encoder-decoder": ("span_corruption",),
+    "encoder-decoder": ("span_corruption", "text_infilling"),
 }
-"""How each kind learns from plain text, the usual way first."""
+"""How each kind learns from plain text, the usual way first; of two ways that for which the tokenizer has the marks."""
 PAIRED = {"mlm+nsp": "bert", "mlm+sop": "albert"}
 """The families that have a head for pairs of sentences."""
 EVENT_PREFIX = "ftevent-"
@@ -292,13 +292,26 @@ def fitted(method: str, given: dict[str, Any], base: ServedModel) -> dict[str, A
     objective = given.get("objective", "auto")
     family = base.source.model_type
     if objective == "auto":
-        objective = OBJECTIVES_OF_KINDS[kind][0]
+        ways = OBJECTIVES_OF_KINDS[kind]
+        objective = next((way for way in ways if lacking(way, base) is None), ways[0])
     needed = PAIRED.get(objective, family)
     if objective not in OBJECTIVES_OF_KINDS[kind] or needed != family:
         raise WrongTask(f"the objective {objective} does not suit {base.name} ({kind}, {family})", param="model")
+    lacks = lacking(objective, base)
+    if lacks is not None:
+        raise WrongTask(
+            f"the objective {objective} needs {lacks}, which the tokenizer of {base.name} lacks", param="model"
+        )
     if kind == "encoder" and given.get("lora") is not None:
         raise InvalidRequest("lora must be null for an encoder, which serves no adapters", param="lora")
     return {**given, "objective": objective, **({"lora": None} if kind == "encoder" else {})}
+
+
+def lacking(objective: str, base: ServedModel) -> str | None:
+    """What hides text in this objective, where the model's tokenizer has no such thing."""
+    if objective == "span_corruption":
+        return "sentinels (<extra_id_0> and so on)" if len(base.tokenizer.sentinel_ids) < 2 else None
+    return "a mask token" if objective != "clm" and base.tokenizer.mask_id is None else None
 
 
 def judge_of(body: CreateJob, method: str, given: dict[str, Any], models: Fleet) -> ServedModel | None:
