@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from string import Formatter
 from typing import Any, NoReturn, cast
 
@@ -60,6 +61,17 @@ class ChatTemplate:
         self._sandbox = Sandbox(source, now)
         self._variables = dict(variables or {})
 
+    @cached_property
+    def fault(self) -> str | None:
+        """Why the template renders no chat at all, and in which line; None where it is whole."""
+        try:
+            self._sandbox.get_template("chat")
+        except jinja2.TemplateSyntaxError as error:
+            return f"line {error.lineno}: {_one_line(error.message or '')}"
+        except (RecursionError, MemoryError, SyntaxError) as error:  # Python's own, of what Jinja makes of it
+            return f"it is nested too deeply: {_one_line(error)}"
+        return None
+
     def render(
         self,
         messages: Sequence[Mapping[str, object]],
@@ -68,6 +80,8 @@ class ChatTemplate:
         extra: Mapping[str, object] | None = None,
     ) -> str:
         """The prompt for these messages; `extra` holds further template variables, such as tools."""
+        if self.fault is not None:
+            raise ChatTemplateError(f"the chat template is broken, {self.fault}")
         context: dict[str, object] = {"tools": None, "documents": None, **self._variables, **(extra or {})}
         context |= {"messages": [_with_text(message) for message in messages]}
         context |= {"add_generation_prompt": add_generation_prompt, "range": RangeBudget().range}
@@ -76,8 +90,6 @@ class ChatTemplate:
             return _bounded(template.generate(_plain(context, keep=("range",))))
         except ChatTemplateError:
             raise
-        except jinja2.TemplateSyntaxError as error:
-            raise ChatTemplateError(f"chat template, line {error.lineno}: {_one_line(error)}") from error
         except Refusal as error:
             raise ChatTemplateError(f"the chat template refuses these messages: {_one_line(error)}") from error
         # A template is a program: what Python operators and methods raise on the wrong values comes through as it is.
@@ -327,6 +339,6 @@ def _plain_value(value: object) -> object:
     raise ChatTemplateError(f"a chat template cannot be given a {type(value).__name__}")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: object) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"

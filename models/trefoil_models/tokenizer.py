@@ -187,6 +187,11 @@ class Tokenizer:
         """What ends a turn of a chat besides the folder's eos, also where the folder stores a template."""
         return tuple(token_id for end in self._turn_ends if (token_id := self.token_id(end)) is not None)
 
+    @property
+    def chat_fault(self) -> str | None:
+        """Why the folder's template writes no chat at all; None where it does, or the family writes them."""
+        return None if self._family_chat is not None else self._template.fault
+
     def write_chat(
         self,
         messages: Sequence[Mapping[str, object]],

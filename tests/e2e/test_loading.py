@@ -104,6 +104,23 @@ def test_another_folder_is_served_by_a_name_of_its_own(server: Server, tmp_path:
     assert "third" not in names(server)
 
 
+def test_a_broken_chat_template_is_told_in_the_log_and_to_chats_alone(server: Server, tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "broken", "llama")
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}\n{{ message.content }\n{% endfor %}\n")
+    assert ask(server, "load", "broken", source=str(folder)).status_code == 200
+    (told,) = [line for line in server.log.read_text().splitlines() if "event=broken_chat_template" in line]
+    assert "model=broken" in told
+    assert "line 2: unexpected '}'" in told
+    body = {"model": "broken", "messages": [{"role": "user", "content": "hi"}]}
+    for path in ("chat/completions", "tokenize"):
+        refused = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"], error["code"]) == (400, "model", "wrong_task")
+        assert "line 2: unexpected '}'" in error["message"]
+    assert say(server, "broken").status_code == 200
+    ask(server, "unload", "broken")
+
+
 @pytest.mark.parametrize("verb", ["load", "unload"])
 def test_a_name_that_nobody_has_is_told(server: Server, verb: str) -> None:
     refused = ask(server, verb, "none")

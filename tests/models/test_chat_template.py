@@ -171,6 +171,22 @@ def test_broken_templates_fail_with_one_line(source: str) -> None:
         render(source)
 
 
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("{% if true %}\n{{ 1 }\n", "line 2: unexpected '}'"),
+        ("\n\n{{ 1 | no_such_filter }}", "line 3: No filter named 'no_such_filter'."),
+        ("{{ " + "(" * 20_000, "it is nested too deeply: "),
+    ],
+    ids=["syntax", "filter", "depth"],
+)
+def test_fault_of_a_template_is_known_before_it_renders(source: str, fault: str) -> None:
+    template = ChatTemplate(source)
+    assert (template.fault or "").startswith(fault)
+    with pytest.raises(ChatTemplateError, match="chat template is broken"):
+        template.render(CHAT)
+
+
 def test_ordinary_arithmetic_is_left_alone() -> None:
     assert (
         render("{{ 2 ** 8 }} {{ 'ab' * 3 }} {{ 7 % 2 }} {{ '%s!' % 'x' }} {{ [1] + [2] }}") == "256 ababab 1 x! [1, 2]"

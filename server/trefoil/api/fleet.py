@@ -356,6 +356,8 @@ class Fleet:
                 log.info("model_ready", model=model.name, dtype=message.dtype, max_model_len=message.max_model_len)
                 if "text-generation" in message.tasks and not model.tokenizer.writes_chats:
                     log.info("no_chat_template", model=model.name, instead="a plain User:/Assistant: layout")
+                if (fault := model.tokenizer.chat_fault) is not None:
+                    log.warning("broken_chat_template", model=model.name, why=fault, still="answers completions")
 
         for socket, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
             socket.set_hwm(0)

@@ -11,7 +11,7 @@ from trefoil.api.fleet import Fleet, ServedModel
 from trefoil.api.grammar import Wanted
 from trefoil.api.schemas import GenerationParams
 from trefoil.api.text_stream import TextStream
-from trefoil.errors import InvalidRequest, TextTooLong
+from trefoil.errors import InvalidRequest, TextTooLong, WrongTask
 from trefoil_models.chat_template import ChatTemplateError
 from trefoil_models.family_chats import Chat
 from trefoil_models.tokenizer import Tokenizer
@@ -40,6 +40,9 @@ async def write_chat(
 
     A template is a program from somebody else's folder: it runs in a sandbox, in a thread, and is not waited for long.
     """
+    if (fault := model.tokenizer.chat_fault) is not None:
+        why = f"the model {model.name} cannot chat, its chat template is broken ({fault}); it answers /v1/completions"
+        raise WrongTask(why, param="model")
     try:
         rendering = fleet.in_thread(
             lambda: model.tokenizer.write_chat(messages, add_generation_prompt=add_generation_prompt, extra=extra)
