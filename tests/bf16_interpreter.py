@@ -1,4 +1,5 @@
-"""Makes bfloat16 right in Triton's interpreter, which keeps it as raw 16-bit integers. For tests only.
+"""Makes bfloat16 right in Triton's interpreter, which keeps it as raw 16-bit integers, and rounding to 8-bit floats,
+which it cuts off. For tests only.
 
 Kernels load bfloat16 as a matmul operand, convert it, or store it, and never compute on it; so the matmul and the two
 conversions are all that needs repair. Anything else on bfloat16 raises here instead of computing on bit patterns.
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -26,6 +28,8 @@ def repair(patch: pytest.MonkeyPatch) -> None:
         return cast(self, _widened(source) if target.scalar != tl.bfloat16 else source, target)
 
     def create_fp_to_fp(self: Any, source: Any, target: Any, rounding: Any) -> Any:
+        if target.scalar == tl.float8e4nv:
+            return TensorHandle(_rounded_to_8_bits(cast(self, _widened(source), tl.float32).data), tl.float8e4nv)
         if tl.bfloat16 in (source.dtype.scalar, target.scalar):
             return cast_impl(self, source, target)
         return convert(self, source, target, rounding)
@@ -55,3 +59,9 @@ def _rounded(values: Any) -> Any:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def _rounded_to_8_bits(values: Any) -> Any:
+    """As torch rounds, to nearest even."""
+    wide = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trefoil_kernels.float8 import as_read, widened
 from trefoil_kernels.launch import chip, launch, with_whole_rows
 
 FEW_PAIRS = 32
@@ -81,9 +82,15 @@ def reference(x_RM: Tensor, weights_EFM: Tensor, choice_P: Tensor) -> Tensor:
     return torch.stack([weights_EFM[weight] @ x_RM[p // each] for p, weight in enumerate(choice_P.tolist())])
 
 
-def grouped_linear(x_RM: Tensor, weights_EFM: Tensor, choice_P: Tensor, ordered: Choice | None) -> Tensor:
-    """[P, F] by the kernels below; `ordered` as `in_order` gives it for the same choice (int64). Inference only."""
-    x_RM = with_whole_rows(x_RM)
+def grouped_linear(
+    x_RM: Tensor, weights_EFM: Tensor, choice_P: Tensor, ordered: Choice | None, scales_EF: Tensor | None = None
+) -> Tensor:
+    """[P, F] by the kernels below; `ordered` as `in_order` gives it for the same choice (int64). Inference only.
+
+    The weights may be codes of `float8` with their scales.
+    """
+    x_RM, read_EFM = with_whole_rows(x_RM), weights_EFM if scales_EF is None else as_read(weights_EFM)
+    has_scales, scales = scales_EF is not None, x_RM if scales_EF is None else scales_EF
     (num_weights, outs, width), pairs = weights_EFM.shape, len(choice_P)
     out_PF = torch.empty(pairs, outs, dtype=x_RM.dtype, device=x_RM.device)
     sizes = (pairs // len(x_RM), outs, width, x_RM.stride(0))
@@ -91,7 +98,8 @@ def grouped_linear(x_RM: Tensor, weights_EFM: Tensor, choice_P: Tensor, ordered:
         launch(
             _one_pair,
             (pairs, triton.cdiv(outs, BLOCK_F)),
-            *(x_RM, weights_EFM, choice_P, out_PF, *sizes),
+            *(x_RM, read_EFM, scales, choice_P, out_PF, *sizes),
+            HAS_SCALES=has_scales,
             IS_WHOLE=outs % BLOCK_F == 0 and width % BLOCK_M == 0,
             BLOCK_F=BLOCK_F,
             BLOCK_M=BLOCK_M,
@@ -103,7 +111,8 @@ def grouped_linear(x_RM: Tensor, weights_EFM: Tensor, choice_P: Tensor, ordered:
     launch(
         _tile,
         (triton.cdiv(outs, tile.outs), ordered.most_tiles),
-        *(x_RM, weights_EFM, ordered.order_P, ordered.starts_E1, ordered.tiles_E1, out_PF, *sizes, num_weights),
+        *(x_RM, read_EFM, scales, ordered.order_P, ordered.starts_E1, ordered.tiles_E1, out_PF, *sizes, num_weights),
+        HAS_SCALES=has_scales,
         IS_WHOLE=outs % tile.outs == 0 and width % tile.depth == 0,
         **tile.constants,
     )
@@ -127,12 +136,14 @@ def in_order(choice_P: Tensor, num_weights: int, dtype: torch.dtype) -> Choice |
 def _one_pair(
     x,
     weights,
+    scales,
     choice,
     out,
     each,
     num_outs,
     width,
     x_stride,
+    HAS_SCALES: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -141,7 +152,8 @@ def _one_pair(
     """BLOCK_F numbers of a pair's result."""
     pair = tl.program_id(0).to(tl.int64)
     entry, column = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_M)
-    line, lines = x + pair // each * x_stride, weights + (tl.load(choice + pair) * num_outs + entry[:, None]) * width
+    first = tl.load(choice + pair) * num_outs
+    line, lines = x + pair // each * x_stride, weights + (first + entry[:, None]) * width
     total = tl.zeros([BLOCK_F, BLOCK_M], tl.float32)
     for start in tl.range(0, width, BLOCK_M, num_stages=STAGES):
         at = start + column
@@ -150,8 +162,10 @@ def _one_pair(
         else:
             number = tl.load(line + at, mask=at < width, other=0.0)
             tile = tl.load(lines + at[None, :], mask=(entry < num_outs)[:, None] & (at < width)[None, :], other=0.0)
-        total += tile.to(tl.float32) * number.to(tl.float32)[None, :]
+        total += widened(tile) * number.to(tl.float32)[None, :]
     value = tl.sum(total, 1)
+    if HAS_SCALES:
+        value *= tl.load(scales + first + entry, mask=entry < num_outs, other=0.0)
     tl.store(out + pair * num_outs + entry, value.to(out.dtype.element_ty), mask=entry < num_outs)
 
 
@@ -159,6 +173,7 @@ def _one_pair(
 def _tile(
     x,
     weights,
+    scales,
     order,
     starts,
     tiles,
@@ -168,6 +183,7 @@ def _tile(
     width,
     x_stride,
     num_weights,
+    HAS_SCALES: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -195,7 +211,11 @@ def _tile(
             is_in = at < width
             some = tl.load(rows + at[None, :], mask=is_in[None, :], other=0.0)
             part = tl.load(lines + at[:, None], mask=is_in[:, None] & (entry < num_outs)[None, :], other=0.0)
+        if HAS_SCALES:
+            part = widened(part).to(some.dtype)
         total = tl.dot(some, part, total, input_precision="ieee")  # [ROWS, BLOCK_M] by [BLOCK_M, BLOCK_F]
+    if HAS_SCALES:
+        total *= tl.load(scales + weight.to(tl.int64) * num_outs + entry, mask=entry < num_outs, other=0.0)[None, :]
     target = out + pair[:, None] * num_outs + entry[None, :]
     tl.store(target, total.to(out.dtype.element_ty), mask=is_real[:, None] & (entry < num_outs)[None, :])
 

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trefoil_kernels.cpu.library import native_for
+from trefoil_kernels.float8 import as_read, widened
 from trefoil_kernels.launch import launch, runs_triton
 
 FEW_ROWS = {torch.float32: 16, torch.bfloat16: 4}
@@ -63,15 +64,18 @@ def is_one_row(x_TM: Tensor, weight_FM: Tensor, bias_F: Tensor | None) -> bool:
     return is_plain and not (needs_gradients and torch.is_grad_enabled())
 
 
-def on_triton(x_TM: Tensor, weight_FM: Tensor, bias_F: Tensor | None = None) -> Tensor:
-    """By the kernel below; one row."""
+def on_triton(x_TM: Tensor, weight_FM: Tensor, bias_F: Tensor | None = None, scales_F: Tensor | None = None) -> Tensor:
+    """By the kernel below; one row. The weight may be codes of `float8` with their scales."""
     num_out, width = weight_FM.shape
+    read_FM = weight_FM if scales_F is None else as_read(weight_FM)
     out_TF = torch.empty(1, num_out, dtype=x_TM.dtype, device=x_TM.device)
     launch(
         _one_row,
         (triton.cdiv(num_out, BLOCK_F),),
-        *(x_TM, weight_FM, weight_FM if bias_F is None else bias_F, out_TF, num_out, width),
+        *(x_TM, read_FM, x_TM if bias_F is None else bias_F, x_TM if scales_F is None else scales_F, out_TF),
+        *(num_out, width),
         HAS_BIAS=bias_F is not None,
+        HAS_SCALES=scales_F is not None,
         IS_WHOLE=num_out % BLOCK_F == 0 and width % BLOCK_M == 0,
         BLOCK_F=BLOCK_F,
         BLOCK_M=BLOCK_M,
@@ -101,10 +105,12 @@ def _one_row(
     x,
     weight,
     bias,
+    scales,
     out,
     num_out,
     width,
     HAS_BIAS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -121,8 +127,10 @@ def _one_row(
         else:
             number = tl.load(x + at, mask=at < width, other=0.0)
             tile = tl.load(rows + at[None, :], mask=(entry < num_out)[:, None] & (at < width)[None, :], other=0.0)
-        total += tile.to(tl.float32) * number.to(tl.float32)[None, :]
+        total += widened(tile) * number.to(tl.float32)[None, :]
     value = tl.sum(total, 1)
+    if HAS_SCALES:
+        value *= tl.load(scales + entry, mask=entry < num_out, other=0.0)
     if HAS_BIAS:
         value += tl.load(bias + entry, mask=entry < num_out, other=0.0).to(tl.float32)
     tl.store(out + entry, value.to(out.dtype.element_ty), mask=entry < num_out)

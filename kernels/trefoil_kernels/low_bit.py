@@ -15,6 +15,8 @@ from torch import Tensor
 
 from trefoil_kernels.cpu import library
 from trefoil_kernels.cpu.library import INT4, KINDS, NIBBLE_GROUP, Packed, native_for
+from trefoil_kernels.float8 import Float8, to_float8
+from trefoil_kernels.float8_linear import Float8Weight
 from trefoil_kernels.packed_linear import NativeWeight, Weight
 
 LARGEST = 127
@@ -83,6 +85,16 @@ def pack_int8(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight:
     if data is None:
         return PlainInt8Weight(weight, bias_F)
     return NativeWeight(Packed(data, kind, len(weight_FM), bias_F, weight.scales_F))
+
+
+def pack_float8(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight:
+    """A weight of 8-bit floats."""
+    return laid_out(to_float8(weight_FM), bias_F)
+
+
+def laid_out(weight: Float8, bias_F: Tensor | None = None) -> Weight:
+    """The same weight, as the native library likes it where it has such a layout."""
+    return Float8Weight(weight, bias_F)
 
 
 def has_int4() -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from trefoil_kernels.cpu import library
 from trefoil_kernels.cpu.build import cpu_flags
 from trefoil_kernels.cpu.library import KINDS, Packed
+from trefoil_kernels.float8_linear import Float8Weight, joined
 from trefoil_kernels.gated_act import gelu_tanh
 from trefoil_kernels.launch import with_whole_rows
 from trefoil_kernels.linear import has_bf16_products, linear
@@ -77,6 +78,9 @@ def pack(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight | None:
 
 def products(x_TM: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
     """The same rows times each weight, [T, F] each: in one call where all are laid out alike."""
+    narrow = [weight for weight in weights if isinstance(weight, Float8Weight)]
+    if len(narrow) == len(weights) and (whole := joined(narrow)):
+        return list(whole.times(x_TM).split([weight.outs for weight in narrow], -1))
     packed = [weight.packed for weight in weights if isinstance(weight, NativeWeight)]
     native = library.native()
     if native is None or len(packed) < len(weights) or len({weight.kind for weight in packed}) > 1:

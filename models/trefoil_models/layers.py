@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trefoil_kernels import packed_linear
+from trefoil_kernels import float8_linear, packed_linear
 from trefoil_kernels.add import add
+from trefoil_kernels.float8_linear import Float8Weight
 from trefoil_kernels.gated_act import ACTIVATIONS, gated_act
 from trefoil_kernels.layer_norm import add_layer_norm, layer_norm
 from trefoil_kernels.linear import linear, linears
@@ -35,7 +36,7 @@ class MatrixLinear(Linear):
 
 
 class PackedLinear(nn.Module):
-    """What stands in a linear layer's place when its weight was laid out for the CPU, whole or in fewer bits."""
+    """What stands in a linear layer's place when its weight was laid out for the CPU, or has fewer bits."""
 
     def __init__(self, base: nn.Linear, weight: Weight) -> None:
         super().__init__()
@@ -44,6 +45,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x_TM: Tensor) -> Tensor:
         return self.weight.times(x_TM)
+
+
+class Float8Linear(PackedLinear):
+    """The same on a GPU: 8-bit floats in the order of files."""
+
+    weight: Float8Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,14 @@ def lay_one_after_another(layers: Sequence[nn.Module], name: str) -> Tensor:
     whole = torch.cat(parts)
     for layer, part in zip(layers, torch.split(whole, [len(part) for part in parts]), strict=True):
         setattr(layer, name, nn.Parameter(part, requires_grad=False))
+    return whole
+
+
+def lay_float8_together(layers: Sequence[Float8Linear]) -> Float8Weight:
+    """The same for weights of 8-bit floats, with their scales and biases."""
+    whole, parts = float8_linear.together([layer.weight for layer in layers])
+    for layer, part in zip(layers, parts, strict=True):
+        layer.weight = part
     return whole
 
 

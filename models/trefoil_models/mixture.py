@@ -15,10 +15,17 @@ from torch import Tensor, nn
 
 from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import gated_act
-from trefoil_kernels.grouped_linear import grouped_linear, in_order
+from trefoil_kernels.grouped_linear import Choice, grouped_linear, in_order
 from trefoil_kernels.launch import runs_triton
 from trefoil_models.config_keys import CheckpointError, Keys
-from trefoil_models.layers import GatedMLP, Linear, lay_one_after_another
+from trefoil_models.layers import (
+    Float8Linear,
+    GatedMLP,
+    Linear,
+    Wrapped,
+    lay_float8_together,
+    lay_one_after_another,
+)
 from trefoil_models.routing import Route, Routing
 
 MOST_EXPERTS = 4096
@@ -63,6 +70,30 @@ def read_balance(keys: Keys) -> float:
     return keys.number("router_aux_loss_coef", 0.001) if keys.flag("output_router_logits", False) else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Weights of all experts as one tensor, with a scale an output where they are 8-bit floats."""
+
+    weights_EFM: Tensor
+    scales_EF: Tensor | None = None
+
+    @classmethod
+    def of(cls, layers: list[nn.Module], num_experts: int) -> "Stack":
+        """Lays them so, in that order."""
+        narrow = [layer for layer in layers if isinstance(layer, Float8Linear)]
+        if len(narrow) < len(layers):
+            whole_FM = lay_one_after_another(layers, "weight")
+            return cls(whole_FM.view(num_experts, -1, whole_FM.shape[1]))
+        values = lay_float8_together(narrow).values
+        return cls(
+            values.codes_FM.view(num_experts, -1, values.codes_FM.shape[1]), values.scales_F.view(num_experts, -1)
+        )
+
+    def times(self, x_RM: Tensor, choice_P: Tensor, ordered: Choice | None) -> Tensor:
+        """Each pair's product, [P, F]."""
+        return grouped_linear(x_RM, self.weights_EFM, choice_P, ordered, self.scales_EF)
+
+
 class Router(nn.Module):
     """Rows to a logit for each expert, in float32 whatever the weights are."""
 
@@ -95,16 +126,14 @@ class Mixture(nn.Module):
             self.shared_expert_gate = Linear(width, 1, bias=False)
         self._has_shared_gate = shape.has_shared_gate
         self._activation = activation
-        self._stacks: tuple[Tensor, Tensor] | None = None
+        self._stacks: tuple[Stack, Stack] | None = None
 
     @torch.no_grad()
     def lay_in_stacks(self) -> None:
         """Let the experts' gates and ups, and their downs, lie in one stack each; for inference on a GPU."""
         parts = self._parts
         gates_and_ups, downs = [part for own in parts for part in own[:2]], [own[2] for own in parts]
-        stacks = [lay_one_after_another(layers, "weight") for layers in (gates_and_ups, downs)]
-        gate_up_EFM, down_EMF = (stack.view(len(parts), -1, stack.shape[1]) for stack in stacks)
-        self._stacks = gate_up_EFM, down_EMF
+        self._stacks = Stack.of(gates_and_ups, len(parts)), Stack.of(downs, len(parts))
 
     def forward(self, x_TM: Tensor) -> Tensor:
         own_TM = self._routed(x_TM, self.route(self.gate(x_TM), self.gate.e_score_correction_bias))
@@ -124,7 +153,7 @@ class Mixture(nn.Module):
         """Can one product do for all? Then gradients and adapters are nobody's wish."""
         if self._stacks is None or torch.is_grad_enabled() or not runs_triton(x_TM):
             return False
-        return all(type(part) is Linear for own in self._parts for part in own)
+        return not any(isinstance(part, Wrapped) for own in self._parts for part in own)
 
     @property
     def _parts(self) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
@@ -134,10 +163,10 @@ class Mixture(nn.Module):
     def _by_stack(self, x_TM: Tensor, routing: Routing) -> Tensor:
         """Each row by each of its experts, [P, M], without asking the host."""
         assert self._stacks is not None
-        (gate_up_EFM, down_EMF), choice_P = self._stacks, routing.experts_TK.flatten()
+        (gate_up, down), choice_P = self._stacks, routing.experts_TK.flatten()
         ordered = in_order(choice_P, len(self.experts), x_TM.dtype)
-        gate_PF, up_PF = grouped_linear(x_TM, gate_up_EFM, choice_P, ordered).chunk(2, -1)
-        return grouped_linear(gated_act(gate_PF, up_PF, self._activation), down_EMF, choice_P, ordered)
+        gate_PF, up_PF = gate_up.times(x_TM, choice_P, ordered).chunk(2, -1)
+        return down.times(gated_act(gate_PF, up_PF, self._activation), choice_P, ordered)
 
     def _by_expert(self, x_TM: Tensor, routing: Routing) -> Tensor:
         """The same, one product an expert over the rows that chose it.

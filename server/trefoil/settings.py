@@ -90,9 +90,11 @@ class Settings:
         for name in names:
             if names.count(name) > 1:
                 raise InvalidSetting("MODEL", name, "names that differ; use name=folder")
-        if self.quantization is not None and (self.device != "cpu" or self.dtype == "float16"):
+        if self.quantization is not None and self.device == "cpu" and self.dtype == "float16":
+            raise InvalidSetting("--quantization", self.quantization, "on a CPU with --dtype auto, bfloat16 or float32")
+        if self.quantization not in (None, "fp8") and self.device != "cpu":
             raise InvalidSetting(
-                "--quantization", self.quantization, "with --device cpu and --dtype auto, bfloat16 or float32 only"
+                "--quantization", str(self.quantization), "fp8 with this --device; int8, int4 on a CPU"
             )
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidSetting(

@@ -4,6 +4,7 @@ Encoder-decoders and encoders answer there as transformers does.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +21,28 @@ from trefoil.engine.memory import MemoryPlan
 from trefoil.engine.one_pass import OnePass
 from trefoil.engine.startup import build_generator
 from trefoil_models import checkpoint
-from trefoil_models.packing import lay_together
+from trefoil_models.attend import packed_rows
+from trefoil_models.packing import lay_together, pack, pack_float8_on
 from trefoil_models.pooling import Pooling
 from trefoil_models.sentence_files import SentenceFiles
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 
+WIDE: dict[str, dict[str, int]] = {
+    "gpt2": {"n_embd": 128},
+    "llama": {"hidden_size": 128, "intermediate_size": 256},
+    "mixtral": {"hidden_size": 128, "intermediate_size": 256, "num_experts_per_tok": 4},
+}
+"""Sizes that the scaled product takes. Of experts all are chosen: a choice of two may fall otherwise after rounding."""
+
 
 def on_gpu(folder: Path, *, is_captured: bool) -> Generator:
     model = checkpoint.load(folder, dtype=torch.float32, device="cuda")
     lay_together(model)
+    return engine_of(model, is_captured=is_captured)
+
+
+def engine_of(model: Any, *, is_captured: bool) -> Generator:
     longest = model.config.longest
     return build_generator(
         model,
@@ -59,6 +72,27 @@ def test_steps_ahead_give_the_tokens_of_steps_waited_for(family: str, tmp_path: 
         told.append(got)
     same = sum(told[0][name] == ids for name, ids in told[1].items())
     assert same >= 38  # of 40: float32 sums in another order may tip a draw
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mixtral", "qwen2"])
+@torch.no_grad()
+def test_8_bit_floats_choose_what_their_numbers_say(family: str, tmp_path: Path) -> None:
+    """Rounded activations may turn a choice between near equals; what is chosen is not far from the best."""
+    folder = tiny.checkpoint(tmp_path / "m", family, std=0.2, **WIDE.get(family, WIDE["llama"]))
+    model = checkpoint.load(folder, dtype=torch.bfloat16)
+    pack_float8_on(model, torch.device("cuda"))
+    asked = {str(n): ids for n, ids in enumerate(tiny.draw_ids(*range(1, 21)))}
+    engine = engine_of(model, is_captured=True)
+    answers = run(engine, [request(name, ids, 5 + 2 * int(name)) for name, ids in asked.items()])
+    plain = checkpoint.load(folder)
+    pack(plain, "fp8")
+    behind = []
+    for name, ids in asked.items():
+        chosen = answers[name, 0]
+        logits_TV = plain.lm_head.logits(plain(*packed_rows([ids + chosen[:-1]])))[len(ids) - 1 :]
+        best_T, own_T = logits_TV.amax(1), logits_TV[torch.arange(len(chosen)), chosen]
+        behind.append((best_T - own_T) / logits_TV.std(1))
+    assert torch.cat(behind).mean() < 0.2  # ids drawn at random are 3 behind
 
 
 @pytest.mark.parametrize("family", tiny_pairs.FAMILIES)

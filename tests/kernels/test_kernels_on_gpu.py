@@ -11,6 +11,8 @@ from torch import Tensor
 from closeness import assert_agrees, assert_close
 from trefoil_kernels import gated_act, grouped_linear, layer_norm, linear, packed_attention, rms_norm, rotary, sample
 from trefoil_kernels.bias import Alibi, RelativeBias
+from trefoil_kernels.float8 import has_float8, rounded_rows, to_float8
+from trefoil_kernels.float8_linear import Float8Weight
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.page_write import new_pages, rotary_page_write
@@ -52,6 +54,43 @@ def test_grouped_product(rows: int, shape: tuple[int, int, int], dtype: torch.dt
     ordered = grouped_linear.in_order(choice_P, shape[0], dtype)
     wanted = grouped_linear.reference(x_RM.double(), weights_EFM.double(), choice_P)
     assert_close(grouped_linear.grouped_linear(x_RM, weights_EFM, choice_P, ordered), wanted.to(dtype))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 333])
+@pytest.mark.parametrize("shape", [(6144, 4096), (4096, 14336), (1008, 896), (1001, 900)], ids=str)
+def test_product_with_8_bit_floats(rows: int, shape: tuple[int, int], gpu: str) -> None:
+    """One row as it is, more rows rounded, and sizes that the scaled product does not take."""
+    x_TM, weight_FM, bias_F = (draw(gpu, *size).detach() for size in ((rows, shape[1]), shape, (shape[0],)))
+    values = to_float8(weight_FM)
+    is_rounded = rows > 1 and has_float8() and shape[1] % 16 == 0
+    met_TM = (to_float8(x_TM).restored(torch.float64)) if is_rounded else x_TM.double()
+    wanted = (met_TM @ values.restored(torch.float64).T).to(torch.bfloat16)
+    assert_close(Float8Weight(values, None).times(x_TM), wanted)
+    assert_close(Float8Weight(values, bias_F).times(x_TM), wanted + bias_F)
+
+
+def test_rows_rounded_to_8_bits(gpu: str) -> None:
+    if not has_float8():
+        pytest.skip("this device has no 8-bit floats")
+    x_TM = draw(gpu, 777, 14400).detach()[:, 64:]
+    x_TM[5] = 0
+    rounded, wanted = rounded_rows(x_TM), to_float8(x_TM)
+    assert torch.equal(rounded.scales_F, wanted.scales_F)
+    is_same = rounded.codes_FM.float() == wanted.codes_FM.float()
+    assert is_same.float().mean() > 0.999  # a quotient's last bit may tip a tie
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"), [(7, (8, 1536, 2048)), (40, (60, 333, 896)), (600, (8, 1024, 1500))], ids=str
+)
+def test_grouped_product_with_8_bit_floats(rows: int, shape: tuple[int, int, int], gpu: str) -> None:
+    x_RM, values = draw(gpu, rows, shape[2]).detach(), to_float8(draw(gpu, *shape).detach().flatten(0, 1))
+    choice_P = torch.rand(rows, shape[0], device=gpu).argsort(1)[:, :4].flatten()
+    ordered = grouped_linear.in_order(choice_P, shape[0], torch.bfloat16)
+    codes_EFM, scales_EF = values.codes_FM.view(shape), values.scales_F.view(shape[:2])
+    wanted = grouped_linear.reference(x_RM.double(), values.restored(torch.float64).view(shape), choice_P)
+    got_PF = grouped_linear.grouped_linear(x_RM, codes_EFM, choice_P, ordered, scales_EF)
+    assert_close(got_PF, wanted.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("activation", gated_act.ACTIVATIONS)

@@ -14,7 +14,7 @@ from trefoil_models.attend import packed_rows
 from trefoil_models.layers import PackedLinear
 from trefoil_models.packing import PackedNextToken, lay_together, pack
 
-SIMILAR = {None: 1 - 1e-6, "int8": 0.99, "int4": 0.9}
+SIMILAR = {None: 1 - 1e-6, "int8": 0.99, "fp8": 0.98, "int4": 0.9}
 """Least cosine of a row's logits before and after, with weights drawn at random."""
 ALL_CHOSEN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_experts_per_tok": 8, "topk_group": 4, "std": 0.1},

@@ -70,8 +70,10 @@ def serve(
         typer.Option(envvar=env("--dtype"), help="Weights and arithmetic; auto takes the checkpoint's."),
     ] = "auto",
     quantization: Annotated[
-        Literal["int8", "int4"] | None,
-        typer.Option(envvar=env("--quantization"), help="Fewer bits for weights, on the CPU."),
+        Literal["int8", "int4", "fp8"] | None,
+        typer.Option(
+            envvar=env("--quantization"), help="Fewer bits for weights: all of these on the CPU, fp8 on a GPU."
+        ),
     ] = None,
     threads: Annotated[
         int | None,

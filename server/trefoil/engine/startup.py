@@ -28,7 +28,7 @@ from trefoil_models import checkpoint
 from trefoil_models.attend import ReadsBothWays
 from trefoil_models.checkpoint import DTYPES, Blueprint
 from trefoil_models.config_keys import CheckpointError
-from trefoil_models.packing import lay_together, pack
+from trefoil_models.packing import lay_together, pack, pack_float8_on
 from trefoil_models.pooling import Pooling
 from trefoil_models.sentence_files import SentenceFiles
 from trefoil_models.tokenizer import Tokenizer
@@ -53,13 +53,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         _memory(spec, blueprint.model, limit, dtype, device)
     say(wire.Checked())
     _log_compute(spec.name, device)
-    model = blueprint.load(dtype=dtype, device=device)
-    if device.type == "cpu":
-        if spec.quantization == "int4" and not has_int4():
-            raise CheckpointError("--quantization int4: this processor has no AVX-512 VNNI; allowed here: int8")
-        pack(model, spec.quantization)
-    else:
-        lay_together(model)
+    model = _load(spec, blueprint, dtype, device)
     keys = blueprint.folder.config
     one_pass = OnePass(
         model,
@@ -106,6 +100,20 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
     _log_plan(spec.name, memory)
     say(msgspec.structs.replace(ready, page_size=memory.page_size, num_pages=memory.num_pages))
     return generator if memory.max_source_len else TwoSided(generator, one_pass)
+
+
+def _load(spec: wire.EngineSpec, blueprint: Blueprint, dtype: torch.dtype, device: torch.device) -> checkpoint.Model:
+    """The weights as products like them, where they are computed with."""
+    if spec.quantization == "int4" and not has_int4():
+        raise CheckpointError("--quantization int4: this processor has no AVX-512 VNNI; allowed here: int8, fp8")
+    model = blueprint.load(dtype=dtype, device="cpu" if spec.quantization else device)
+    if device.type == "cpu":
+        pack(model, spec.quantization)
+    elif spec.quantization:
+        pack_float8_on(model, device)
+    else:
+        lay_together(model)
+    return model
 
 
 def build_generator(
