@@ -26,6 +26,7 @@ from trefoil_models.heads import Head, Heads, NextToken, asked_heads
 from trefoil_models.layers import WideLinear
 from trefoil_models.mixture import Router
 from trefoil_models.model_folder import ModelFolder, read_labels
+from trefoil_models.slices import WHOLE, Share, Slices, narrow_head, rank_config
 from trefoil_models.weight_files import Weights, open_weights
 
 log = structlog.get_logger()
@@ -111,20 +112,21 @@ class EncoderDecoder(Model, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A folder whose every tensor is there and of the right shape; `load` reads it."""
+    """A folder whose every tensor is there and of the right shape; `load` reads it, or a rank's `slices` of it."""
 
     folder: ModelFolder
     model: Model
     heads: Heads
     weights: Weights
     sources: dict[str, str]
+    slices: Slices | None
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Model:
         """The model in eval mode, no gradients asked for."""
         shared: dict[int, Tensor] = {}
         for name, hollow in _stored(self.model).items():
             if id(hollow) not in shared:
-                tensor = self._tensor(name).to(device=device, dtype=_dtype(self.model, name, dtype))
+                tensor = self._tensor(name, hollow.shape).to(device=device, dtype=_dtype(self.model, name, dtype))
                 is_parameter = isinstance(hollow, nn.Parameter)
                 shared[id(hollow)] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
             _put(self.model, name, shared[id(hollow)])
@@ -132,7 +134,8 @@ class Blueprint:
         self.model.train(False)
         return self.model
 
-    def _tensor(self, name: str) -> Tensor:
+    def _tensor(self, name: str, shape: torch.Size) -> Tensor:
+        """What of a tensor this rank has; the rest is not looked at."""
         try:
             tensor = self.weights.read(self.sources[name])
         except (OSError, RuntimeError, ValueError) as error:
@@ -141,9 +144,11 @@ class Blueprint:
             tensor = self._from_float8(tensor, self.sources[name])
         if not tensor.is_floating_point():
             raise CheckpointError(f"tensor {self.sources[name]} has dtype {tensor.dtype}, which is no weight's")
+        tensor = tensor.t() if _is_transposed(self.model, name) else tensor
+        tensor = (tensor if self.slices is None else self.slices.of(name, tensor, shape)).contiguous()
         if tensor.numel() and tensor.aminmax().min.isnan():  # at the speed of memory, other ways take 20 times as long
             raise CheckpointError(f"tensor {self.sources[name]} is damaged: it holds NaN")
-        return tensor.t().contiguous() if _is_transposed(self.model, name) else tensor
+        return tensor
 
     def _from_float8(self, tensor: Tensor, source: str) -> Tensor:
         """The numbers that a float8 weight and the scales of its blocks stand for."""
@@ -153,11 +158,11 @@ class Blueprint:
         return whole_blocks(tensor, self.weights.read(scales), read_block_size(self.folder.config))
 
 
-def inspect(folder: Path) -> Blueprint:
-    """Check a folder without reading its weights.
+def inspect(folder: Path, share: Share = WHOLE) -> Blueprint:
+    """Check a folder without reading its weights; of a rank of several, `load` reads its share.
 
     Raises CheckpointError naming the file, key or tensor: an unknown family, a key that is not implemented, a missing
-    or damaged file, a tensor that is missing or of the wrong shape.
+    or damaged file, a tensor that is missing or of the wrong shape; and where that many ranks cannot share the model.
     """
     model_folder = ModelFolder.read(folder)
     family = _family(model_folder.config)
@@ -165,8 +170,12 @@ def inspect(folder: Path) -> Blueprint:
     config = family.read_config(model_folder.config)
     weights = open_weights(folder)
     heads = _heads(family.Model, model_folder, config, weights.files.keys())
-    model = _hollow(family, config, heads)
-    return Blueprint(model_folder, model, heads, weights, _match(model, weights))
+    whole = _hollow(family, config, heads)
+    sources = _match(whole, weights)
+    if share.count == 1:
+        return Blueprint(model_folder, whole, heads, weights, sources, None)
+    own = _hollow_of_rank(family, config, heads, share.count)
+    return Blueprint(model_folder, own, heads, weights, sources, Slices.between(whole, own, share))
 
 
 def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
@@ -267,6 +276,13 @@ def _hollow(family: Any, config: ModelConfig, heads: Heads) -> Model:
     return model
 
 
+def _hollow_of_rank(family: Any, config: ModelConfig, heads: Heads, ranks: int) -> Model:
+    """The same for a rank's share."""
+    model = _hollow(family, rank_config(config, ranks), heads)
+    narrow_head(model, ranks)
+    return model
+
+
 def _refuse_unimplemented(keys: Keys) -> None:
     if "quantization_config" in keys:
         read_block_size(keys)
@@ -280,11 +296,11 @@ def _match(model: Model, weights: Weights) -> dict[str, str]:
     """Parameter name -> name in the files, after every shape was compared."""
     found = _found(model, weights)
     sources: dict[str, str] = {}
-    taken: set[int] = set()
+    first: dict[int, str] = {}
     for name, parameter in _stored(model).items():
-        is_tied = id(parameter) in taken
-        taken.add(id(parameter))
-        if name not in found and is_tied:
+        tied_to = first.setdefault(id(parameter), name)
+        if name not in found and tied_to != name:
+            sources[name] = sources[tied_to]
             continue
         if name not in found:
             missing = [n for n, _ in model.named_parameters() if n not in found]

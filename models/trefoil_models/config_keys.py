@@ -16,6 +16,22 @@ class CheckpointError(ValueError):
     """A model folder that cannot be served as it is; the message is one line naming the cause."""
 
 
+class Indivisible(ValueError):
+    """A size that ranks cannot share evenly; the message says which."""
+
+
+def divided(name: str, size: int, ranks: int) -> int:
+    """One rank's part of a size. Raises Indivisible."""
+    if size % ranks:
+        raise Indivisible(f"{name} {size} is no multiple of it")
+    return size // ranks
+
+
+def divided_kv_heads(kv_heads: int, ranks: int) -> int:
+    """One rank's key and value heads; where they are fewer than ranks, several hold the same. Raises Indivisible."""
+    return 1 if ranks % kv_heads == 0 else divided("key and value heads", kv_heads, ranks)
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """A checkpoint's config, or one object inside it (`path` tells where), or another JSON `file` of the folder."""

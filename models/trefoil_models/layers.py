@@ -27,6 +27,14 @@ class Linear(nn.Linear):
         return linear(x_TM, self.weight, self.bias)
 
 
+class FusedLinear(Linear):
+    """Several projections of the same rows in one, their outputs one after the other: `blocks` are their widths."""
+
+    def __init__(self, width: int, *blocks: int, bias: bool = True) -> None:
+        super().__init__(width, sum(blocks), bias=bias)
+        self.blocks = blocks
+
+
 class WideLinear(Linear):
     """A Linear whose products overflow float16: its weight stays in float32 where the others become float16."""
 
@@ -241,9 +249,9 @@ class FusedGatedMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        self._names = names
-        for name, sizes in zip(names, ((width, 2 * inner), (inner, width)), strict=True):
-            setattr(self, name, Linear(*sizes, bias=bias))
+        self._names = gate_up, down = names
+        setattr(self, gate_up, FusedLinear(width, inner, inner, bias=bias))
+        setattr(self, down, Linear(inner, width, bias=bias))
 
     def forward(self, x_TM: Tensor) -> Tensor:
         gate_up, down = (getattr(self, name) for name in self._names)

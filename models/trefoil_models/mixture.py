@@ -6,7 +6,7 @@ weights follow each other, and one product does for all; elsewhere, and where gr
 an expert, each computes the rows that chose it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -17,7 +17,7 @@ from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import gated_act
 from trefoil_kernels.grouped_linear import Choice, grouped_linear, in_order
 from trefoil_kernels.launch import runs_triton
-from trefoil_models.config_keys import CheckpointError, Keys
+from trefoil_models.config_keys import CheckpointError, Keys, divided
 from trefoil_models.layers import (
     Float8Linear,
     GatedMLP,
@@ -49,6 +49,14 @@ class MixtureShape:
     shared_inner: int = 0
     has_shared_gate: bool = False
     balance: float = 0.0
+
+    def divided(self, ranks: int) -> "MixtureShape":
+        """One rank's: every expert, each as much narrower. Raises Indivisible."""
+        return replace(
+            self,
+            inner=divided("an expert's width", self.inner, ranks),
+            shared_inner=divided("the shared expert's width", self.shared_inner, ranks),
+        )
 
 
 def read_choice(keys: Keys, name: str, *, num_experts: int | None = None, top_k: int | None = None) -> tuple[int, int]:

@@ -51,6 +51,7 @@ class Settings:
     dtype: str = "auto"
     quantization: str | None = None
     threads: int | None = None
+    tensor_parallel_size: int = 1
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None

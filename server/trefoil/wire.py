@@ -235,6 +235,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     adapters: dict[str, str] = {}
     threads: int | None = None
+    num_ranks: int = 1
     log_json: bool = False
 
 

@@ -6,7 +6,7 @@ by distance (ALiBi) instead; Baichuan 2 brings the rows of its head's matrix to 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ from trefoil_kernels.bias import Alibi
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import Keys
+from trefoil_models.config_keys import Indivisible, Keys
 from trefoil_models.families import llama
 from trefoil_models.heads import Heads, NormHead
-from trefoil_models.layers import Linear
+from trefoil_models.layers import FusedLinear, Linear
 
 FIRST_VOCAB, SECOND_VOCAB = 64000, 125696
 
@@ -29,6 +29,12 @@ class Config(llama.Config):
 
     has_alibi: bool = False
     has_norm_head: bool = False
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's, where heads turn: a slope is of one head among all. Raises Indivisible."""
+        if self.has_alibi and ranks > 1:
+            raise Indivisible("a bias by distance is not sliced")
+        return llama.Config.divided(self, ranks)
 
 
 def read_config(keys: Keys) -> Config:
@@ -63,7 +69,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads, self.head_dim = site, config.heads, config.head_dim
-        self.W_pack = Linear(config.width, 3 * config.heads * config.head_dim, bias=False)
+        self.W_pack = FusedLinear(config.width, *(config.heads * config.head_dim,) * 3, bias=False)
         self.o_proj = Linear(config.heads * config.head_dim, config.width, bias=False)
         self.register_buffer("slopes_H", slopes(config.heads) if config.has_alibi else None, persistent=False)
 

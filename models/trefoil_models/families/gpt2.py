@@ -3,8 +3,8 @@
 Files store the linear weights as (in, out); `transposed` names them.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -12,10 +12,10 @@ from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
-from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
+from trefoil_models.layers import Embedding, FusedLinear, LayerNorm, Linear, PlainMLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Config:
     inner: int
     num_layers: int
     heads: int
+    head_dim: int
     longest: int
     eps: float
     activation: str
@@ -40,9 +41,10 @@ class Config:
     def kv_heads(self) -> int:
         return self.heads
 
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
+        return replace(self, heads=heads, inner=inner)
 
 
 def read_config(keys: Keys) -> Config:
@@ -58,6 +60,7 @@ def read_config(keys: Keys) -> Config:
         inner=keys.size("n_inner", 4 * width),
         num_layers=keys.size("n_layer", keys.size("num_hidden_layers", 12), most=MOST_LAYERS),
         heads=heads,
+        head_dim=width // heads,
         longest=keys.size("n_positions", keys.size("max_position_embeddings", keys.size("n_ctx", 1024))),
         eps=keys.number("layer_norm_epsilon", 1e-5),
         activation=keys.choice("activation_function", ACTIVATIONS, "gelu_new"),
@@ -74,10 +77,11 @@ class Attention(nn.Module):
         super().__init__()
         self.site, self.heads = site, config.heads
         self.mask = Mask(is_causal=True, window=config.windows[site] if config.windows else None)
-        by_width = (config.width // config.heads) ** -0.5 if config.scales_by_width else 1.0
+        by_width = config.head_dim**-0.5 if config.scales_by_width else 1.0
         self.scale = by_width / (site + 1) if config.scales_by_layer else by_width
-        self.c_attn = Linear(config.width, 3 * config.width)
-        self.c_proj = Linear(config.width, config.width)
+        heads_out = config.heads * config.head_dim
+        self.c_attn = FusedLinear(config.width, heads_out, heads_out, heads_out)
+        self.c_proj = Linear(heads_out, config.width)
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = self.c_attn(x_TM).unflatten(-1, (3, self.heads, -1)).unbind(1)

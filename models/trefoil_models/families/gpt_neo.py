@@ -32,6 +32,7 @@ def read_config(keys: Keys) -> Config:
         inner=keys.size("intermediate_size", 4 * width),
         num_layers=num_layers,
         heads=heads,
+        head_dim=width // heads,
         longest=keys.size("max_position_embeddings", 2048),
         eps=keys.number("layer_norm_epsilon", 1e-5),
         activation=keys.choice("activation_function", ACTIVATIONS, "gelu_new"),
@@ -69,10 +70,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.site, self.heads = site, config.heads
         self.mask = Mask(is_causal=True, window=config.windows[site])
-        self.q_proj = Linear(config.width, config.width, bias=False)
-        self.k_proj = Linear(config.width, config.width, bias=False)
-        self.v_proj = Linear(config.width, config.width, bias=False)
-        self.out_proj = Linear(config.width, config.width)
+        heads_out = config.heads * config.head_dim
+        self.q_proj = Linear(config.width, heads_out, bias=False)
+        self.k_proj = Linear(config.width, heads_out, bias=False)
+        self.v_proj = Linear(config.width, heads_out, bias=False)
+        self.out_proj = Linear(heads_out, config.width)
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         projected = side_by_side(x_TM, self.q_proj, self.k_proj, self.v_proj)

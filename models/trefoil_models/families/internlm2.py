@@ -5,7 +5,8 @@ The reward models call their one output `v_head`.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -13,20 +14,29 @@ from trefoil_kernels.add import add
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import Keys
+from trefoil_models.config_keys import Keys, divided
 from trefoil_models.decoder import Decoder
-from trefoil_models.families.llama import Config, read_dense
+from trefoil_models.families import llama
+from trefoil_models.families.llama import read_dense
 from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary
 
-__all__ = ["Config", "Model", "read_config"]
+
+@dataclass(frozen=True, slots=True)
+class Config(llama.Config):
+    """Llama's; ranks share the projection by KV heads."""
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's. Raises Indivisible."""
+        divided("num_key_value_heads", self.kv_heads, ranks)
+        return llama.Config.divided(self, ranks)
 
 
 def read_config(keys: Keys) -> Config:
     """InternLM 2's own keys and defaults: `bias` is of the attention's projections. Raises CheckpointError."""
     has_bias = keys.flag("bias", True)
-    return read_dense(keys, qkv_bias=has_bias, out_bias=has_bias)
+    return Config.of(read_dense(keys, qkv_bias=has_bias, out_bias=has_bias))
 
 
 class Attention(nn.Module):

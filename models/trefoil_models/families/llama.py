@@ -4,7 +4,7 @@ Pre-norm RMSNorm, rotary positions in the half layout, grouped query heads, gate
 those of the files, so no weight needs renaming.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided, divided_kv_heads
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, FusedGatedMLP, GatedMLP, Linear, RMSNorm, side_by_side
@@ -55,6 +55,16 @@ class Config:
     def of(cls, dense: "Config", **own: Any) -> Self:
         """A child's, with what is its own."""
         return cls(**{part.name: getattr(dense, part.name) for part in fields(Config)} | own)
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, narrower feed-forwards. Raises Indivisible."""
+        return replace(
+            self,
+            heads=divided("num_attention_heads", self.heads, ranks),
+            kv_heads=divided_kv_heads(self.kv_heads, ranks),
+            inner=divided("intermediate_size", self.inner, ranks),
+            mixtures=tuple(mixture and mixture.divided(ranks) for mixture in self.mixtures),
+        )
 
     @property
     def longest(self) -> int:

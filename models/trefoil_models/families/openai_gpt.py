@@ -30,6 +30,7 @@ def read_config(keys: Keys) -> Config:
         inner=4 * width,
         num_layers=keys.size("n_layer", 12, most=MOST_LAYERS),
         heads=heads,
+        head_dim=width // heads,
         longest=keys.size("n_positions", 512),
         eps=keys.number("layer_norm_epsilon", 1e-5),
         activation=ACTIVATIONS[keys.choice("afn", ACTIVATIONS, "gelu")],

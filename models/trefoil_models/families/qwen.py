@@ -6,8 +6,8 @@ a row is read alike in either case.
 """
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -15,10 +15,10 @@ from trefoil_kernels.add import add
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
-from trefoil_models.layers import Embedding, GatedMLP, Linear, RMSNorm
+from trefoil_models.layers import Embedding, FusedLinear, GatedMLP, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling, turning_width
 
 
@@ -42,6 +42,11 @@ class Config:
     @property
     def kv_heads(self) -> int:
         return self.heads
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
+        return replace(self, heads=heads, inner=inner)
 
     @property
     def length_pivot(self) -> int | None:
@@ -109,8 +114,9 @@ class Attention(nn.Module):
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads, self.head_dim = site, config.heads, config.head_dim
-        self.c_attn = Linear(config.width, 3 * config.width)
-        self.c_proj = Linear(config.width, config.width, bias=config.has_bias)
+        heads_out = config.heads * config.head_dim
+        self.c_attn = FusedLinear(config.width, heads_out, heads_out, heads_out)
+        self.c_proj = Linear(heads_out, config.width, bias=config.has_bias)
 
     def forward(self, x_TM: Tensor, places: Places, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = self.c_attn(x_TM).unflatten(-1, (3, self.heads, -1)).unbind(1)

@@ -433,6 +433,7 @@ def engine_spec(
         dtype=settings.dtype,
         quantization=settings.quantization,
         threads=settings.threads,
+        num_ranks=settings.tensor_parallel_size,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.rows_per_step,

@@ -79,6 +79,12 @@ def serve(
         int | None,
         typer.Option(envvar=env("--threads"), min=1, help="Compute threads of each model [the processor's cores]."),
     ] = None,
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option(
+            envvar=env("--tensor-parallel-size"), min=1, help="Processes, each on a GPU of its own, that share a model."
+        ),
+    ] = 1,
     max_model_len: Annotated[
         int | None, typer.Option(envvar=env("--max-model-len"), min=1, help="Most tokens of prompt and answer.")
     ] = None,
@@ -175,6 +181,7 @@ def serve(
         dtype=dtype,
         quantization=quantization,
         threads=threads,
+        tensor_parallel_size=tensor_parallel_size,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -17,6 +17,7 @@ from trefoil_kernels.lora_matmul import slots_of
 from trefoil_models.adapter_files import read_adapter
 from trefoil_models.layers import LowRanks, Wrapped
 from trefoil_models.lora import LowRank
+from trefoil_models.slices import Slices, placed
 
 BASE = -1
 """The slot of rows that no adapter changes."""
@@ -75,8 +76,8 @@ class Loaded:
 class Adapters:
     """The adapters of one model by name."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, slices: Slices | None = None) -> None:
+        self._model, self._slices = model, slices
         self._choice = Choice()
         self._layers: dict[str, SlottedLinear] = {}
         self._lows: dict[int, dict[str, LowRank]] = {}
@@ -90,7 +91,7 @@ class Adapters:
     def load(self, name: str, folder: Path, *, busy: Collection[int]) -> None:
         """Put an adapter into a slot that no sequence still uses. Raises CheckpointError."""
         self.unload(name)
-        lows = {path: self._placed(low) for path, low in read_adapter(folder, self._model).lows.items()}
+        lows = {path: self._placed(low) for path, low in self._read(folder).items()}
         taken = {loaded.slot for loaded in self._loaded.values()} | set(busy)
         slot = next(n for n in range(len(taken) + 1) if n not in taken)
         self._lows = {n: others for n, others in self._lows.items() if n in taken} | {slot: lows}
@@ -128,6 +129,13 @@ class Adapters:
             yield
         finally:
             self._choice.slots_T = None
+
+    def _read(self, folder: Path) -> Mapping[str, LowRank]:
+        """An adapter's matrices by the names of our layers; of a rank of several, what it has of them."""
+        if self._slices is None:
+            return read_adapter(folder, self._model).lows
+        lows = read_adapter(folder, self._slices.whole).lows
+        return {placed(self._model, path): self._slices.low(path, low) for path, low in lows.items()}
 
     def _wrap(self, path: str, low: LowRank) -> None:
         if path in self._layers:

@@ -39,8 +39,11 @@ def plan_memory(
     max_model_len: int,
     max_num_seqs: int,
     max_source_len: int = 0,
+    num_ranks: int = 1,
 ) -> MemoryPlan:
     """As many pages as `budget` bytes hold, but no more than `max_num_seqs` full sequences could fill.
+
+    Of several ranks each plans for its own heads, and the budget is one rank's.
 
     Raises CheckpointError where not even one sequence of the greatest length fits.
     """
@@ -50,7 +53,7 @@ def plan_memory(
     if num_pages < pages_each:
         raise CheckpointError(
             f"{budget} bytes for KV pages hold {num_pages * page_size} tokens, fewer than one sequence of "
-            f"{max_model_len}; give --kv-cache-memory {pages_each * page_bytes} or lower --max-model-len"
+            f"{max_model_len}; give --kv-cache-memory {pages_each * page_bytes * num_ranks} or lower --max-model-len"
         )
     return MemoryPlan(num_pages, page_size, page_bytes, max_model_len, max_source_len)
 

@@ -2,14 +2,15 @@
 
 import ctypes
 import os
-from dataclasses import dataclass, field
+import signal
+from pathlib import Path
 
-import msgspec
 import structlog
-import zmq
 
 from trefoil import wire
 from trefoil.engine.engine import Engine
+from trefoil.engine.lines import ApiLine, Following, Leading, Line
+from trefoil.engine.ranks import ALONE, Ranks, Together, muster
 from trefoil.engine.startup import start
 from trefoil.logs import configure_logs
 from trefoil_models.config_keys import CheckpointError
@@ -21,28 +22,6 @@ IDLE_POLL_MS = 500
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 EXIT_REFUSED = 3
 EXIT_FAILED = 4
-
-
-@dataclass(slots=True)
-class Line:
-    """The engine's end of the wire."""
-
-    inbox: "zmq.Socket[bytes]"
-    outbox: "zmq.Socket[bytes]"
-    _encoder: msgspec.msgpack.Encoder = field(default_factory=msgspec.msgpack.Encoder)
-    _decoder: msgspec.msgpack.Decoder[wire.Command] = field(
-        default_factory=lambda: msgspec.msgpack.Decoder(wire.Command)
-    )
-
-    def say(self, message: wire.Message) -> None:
-        self.outbox.send(self._encoder.encode(message))
-
-    def commands(self, wait_ms: int) -> list[wire.Command]:
-        """All that has arrived; waits for the first one."""
-        commands: list[wire.Command] = []
-        while self.inbox.poll(wait_ms if not commands else 0):
-            commands.append(self._decoder.decode(self.inbox.recv()))
-        return commands
 
 
 def serve(line: Line, engine: Engine, parent: int) -> None:
@@ -86,18 +65,38 @@ def run(spec: wire.EngineSpec, parent: int) -> int:
     """Run one engine until its parent is gone; the exit status, 3 where the model was refused."""
     configure_logs(as_json=spec.log_json)
     keep_memory()
-    context = zmq.Context()
-    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    for socket, address in ((inbox, spec.inbox), (outbox, spec.outbox)):
-        socket.set_hwm(0)
-        socket.connect(address)
-    line = Line(inbox, outbox)
+    if spec.num_ranks == 1:
+        return answer(spec, ALONE, parent)
+    ranks = muster(spec.name, spec.num_ranks, meeting=Path(spec.inbox.removeprefix("ipc://")).with_name("ranks"))
+    return follow(spec, ranks) if ranks.share.rank else answer(spec, ranks, parent)
+
+
+def answer(spec: wire.EngineSpec, ranks: Ranks, parent: int) -> int:
+    """Be the engine that the API speaks to."""
+    line = ApiLine(spec.inbox, spec.outbox)
     try:
-        engine = start(spec, line.say)
+        engine = start(spec, line.say, ranks)
     except (CheckpointError, TokenizerError) as error:
         line.say(wire.Refused(str(error)))
-        context.destroy(linger=2000)
+        line.close(linger_ms=2000)
         return EXIT_REFUSED
+    return live(spec, Leading(line, ranks.pipes) if isinstance(ranks, Together) else line, engine, parent)
+
+
+def follow(spec: wire.EngineSpec, ranks: Together) -> int:
+    """Be another rank of one."""
+    leader = os.getppid()
+    line = Following(ranks.pipes[0])
+    try:
+        engine = start(spec, line.say, ranks)
+    except (CheckpointError, TokenizerError) as error:
+        ranks.refuse(str(error))
+        signal.pause()  # the first rank tells the API and ends, and this one with it
+    return live(spec, line, engine, leader)
+
+
+def live(spec: wire.EngineSpec, line: Line, engine: Engine, parent: int) -> int:
+    """Serve to the end; the exit status."""
     try:
         serve(line, engine, parent)
     except Exception:

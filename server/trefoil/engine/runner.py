@@ -25,6 +25,7 @@ from trefoil_kernels.page_write import copy_pages, new_pages
 from trefoil_kernels.token_logprobs import row_chunks
 from trefoil_models.attend import ReadsBothWays, Span, packed_rows
 from trefoil_models.checkpoint import EncoderDecoder, Model
+from trefoil_models.slices import Slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,15 @@ class Runner:
         never: Seq[int],
         capture: Capture | None = None,
         recorder: Native | None = None,
+        slices: Slices | None = None,
     ) -> None:
-        """With `capture`, decode steps run as graphs; a page more than planned is theirs. With `recorder`, as tapes."""
+        """With `capture`, decode steps run as graphs; a page more than planned is theirs. With `recorder`, as tapes.
+
+        `slices`: what of a whole model this one is.
+        """
         weight = model.lm_head.weight
         self._model = model
-        self.adapters = Adapters(model)
+        self.adapters = Adapters(model, slices)
         self._pages = [
             new_pages(
                 memory.num_pages + (capture is not None),

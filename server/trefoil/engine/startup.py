@@ -16,6 +16,7 @@ from trefoil.engine.graphs import Capture, CudaCapture
 from trefoil.engine.memory import MemoryPlan, free_bytes, plan_memory
 from trefoil.engine.one_pass import OnePass
 from trefoil.engine.pages import PagePool
+from trefoil.engine.ranks import ALONE, Ranks
 from trefoil.engine.runner import Runner
 from trefoil.engine.scheduler import Scheduler, Totals
 from trefoil.engine.tasks import tasks_of
@@ -31,17 +32,20 @@ from trefoil_models.config_keys import CheckpointError
 from trefoil_models.packing import lay_together, pack, pack_float8_on
 from trefoil_models.pooling import Pooling
 from trefoil_models.sentence_files import SentenceFiles
+from trefoil_models.slices import FLAG, Share, Slices
 from trefoil_models.tokenizer import Tokenizer
 
 log = structlog.get_logger()
 
 
-def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
-    """An engine that can answer; `say` hears Checked and Ready. Raises CheckpointError (one line)."""
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
-    device = _device(spec.device)
-    blueprint = checkpoint.inspect(Path(spec.folder))
+def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ranks = ALONE) -> Engine:
+    """An engine that can answer; `say` hears Checked and Ready. Raises CheckpointError (one line).
+
+    Of several ranks each starts so, with its slices of the weights.
+    """
+    _share_threads(spec, ranks.share)
+    device = _device(spec.device, ranks.share)
+    blueprint = checkpoint.inspect(Path(spec.folder), ranks.share)
     limit = _max_model_len(spec, blueprint)
     tokenizer = Tokenizer.load(Path(spec.folder))
     dtype = choose_dtype(spec.dtype, blueprint.folder.dtype_name, device)
@@ -50,10 +54,13 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
     if blueprint.model.kind == "encoder-decoder":
         _check_start(blueprint)
     if generates:
-        _memory(spec, blueprint.model, limit, dtype, device)
+        _memory(spec, blueprint.model, limit, dtype, budget=_page_budget(spec, device))
     say(wire.Checked())
     _log_compute(spec.name, device)
     model = _load(spec, blueprint, dtype, device)
+    ranks.meet(device)
+    if blueprint.slices is not None:
+        blueprint.slices.join(model, ranks)
     keys = blueprint.folder.config
     one_pass = OnePass(
         model,
@@ -78,7 +85,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         warm_up_one_pass(one_pass)
         say(ready)
         return one_pass
-    memory = _memory(spec, model, limit, dtype, device)
+    memory = _memory(spec, model, limit, dtype, budget=ranks.least(_page_budget(spec, device)))
     generator = build_generator(
         model,
         memory,
@@ -87,7 +94,8 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None]) -> Engine:
         prefix_caching=spec.prefix_caching,
         never=never_chosen(model.config.vocab_size, tokenizer),
         capture=_capture(model, device),
-        recorder=native() if device.type == "cpu" else None,
+        recorder=_recorder(spec, device),
+        slices=blueprint.slices,
         grammars=Grammars(
             tokenizer,
             vocab_size=model.config.vocab_size,
@@ -127,8 +135,12 @@ def build_generator(
     capture: Capture | None = None,
     recorder: Native | None = None,
     grammars: Grammars | None = None,
+    slices: Slices | None = None,
 ) -> Generator:
-    """Put a loaded model on pages; with `capture`, its decode steps run as graphs, with `recorder` as tapes."""
+    """Put a loaded model on pages; with `capture`, its decode steps run as graphs, with `recorder` as tapes.
+
+    `slices`: what of a whole model it is.
+    """
     pool = PagePool(memory.num_pages, memory.page_size)
     if isinstance(model, ReadsBothWays):  # the longest context is one step's, whoever else takes a row
         max_num_batched_tokens = max(max_num_batched_tokens, memory.max_model_len + max_num_seqs)
@@ -141,6 +153,7 @@ def build_generator(
         never=never,
         capture=capture,
         recorder=recorder,
+        slices=slices,
     )
     return Generator(
         scheduler,
@@ -170,6 +183,14 @@ def _capture(model: checkpoint.Model, device: torch.device) -> Capture | None:
         log.info("no_graphs", kind=model.kind, why="decode steps of this model launch kernel by kernel")
         return None
     return CudaCapture()
+
+
+def _recorder(spec: wire.EngineSpec, device: torch.device) -> Native | None:
+    """Tapes on the CPU, of steps that one process makes alone."""
+    if device.type != "cpu" or spec.num_ranks == 1:
+        return native() if device.type == "cpu" else None
+    log.info("no_tapes", model=spec.name, why="a step that ranks share is computed call by call")
+    return None
 
 
 def _encoder_tape(spec: wire.EngineSpec, model: checkpoint.Model) -> EncoderTape | None:
@@ -224,9 +245,22 @@ def warm_up_one_pass(engine: OnePass) -> None:
     engine.num_read = 0
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+def _share_threads(spec: wire.EngineSpec, share: Share) -> None:
+    """A model's threads, or a rank's part of them."""
+    if spec.threads or share.count > 1:
+        torch.set_num_threads(max((spec.threads or torch.get_num_threads()) // share.count, 1))
+
+
+def _device(name: str, share: Share) -> torch.device:
+    """The processor, or a GPU; every rank has its own."""
+    if name != "cuda":
+        return torch.device(name)
+    if not torch.cuda.is_available():
         raise CheckpointError("--device cuda: no CUDA device is available; allowed here: cpu")
+    found = torch.cuda.device_count()
+    if share.count > found:
+        raise CheckpointError(f"{FLAG} {share.count}: CUDA devices here are {found}; allowed here: up to {found}")
+    torch.cuda.set_device(share.rank)
     return torch.device(name)
 
 
@@ -244,17 +278,28 @@ def _max_model_len(spec: wire.EngineSpec, blueprint: Blueprint) -> int:
     return spec.max_model_len or int(longest)
 
 
+def _page_budget(spec: wire.EngineSpec, device: torch.device) -> int:
+    """Bytes for a rank's pages: its part of what was given or is free on the host; a GPU's memory is all its own.
+
+    What is free is counted each time: before the weights to refuse in time, after them to share what is left.
+    """
+    if spec.kv_cache_bytes:
+        return spec.kv_cache_bytes // spec.num_ranks
+    free = int(free_bytes(device) * spec.memory_share)
+    return free if device.type == "cuda" else free // spec.num_ranks
+
+
 def _memory(
-    spec: wire.EngineSpec, model: checkpoint.Model, limit: int, dtype: torch.dtype, device: torch.device
+    spec: wire.EngineSpec, model: checkpoint.Model, limit: int, dtype: torch.dtype, *, budget: int
 ) -> MemoryPlan:
-    """What is free is counted each time: before the weights to refuse in time, after them to share what is left."""
     return plan_memory(
         model.sites,
         page_size=spec.page_size,
         dtype=dtype,
-        budget=spec.kv_cache_bytes or int(free_bytes(device) * spec.memory_share),
+        budget=budget,
         max_model_len=limit,
         max_num_seqs=spec.max_num_seqs,
+        num_ranks=spec.num_ranks,
         max_source_len=limit if model.kind == "encoder-decoder" else 0,
     )
 

@@ -3,8 +3,8 @@
 Pre-norm, neighbours turn in half of each head, one projection for queries, keys and values, one for gate and up.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -12,10 +12,10 @@ from trefoil_kernels.add import add
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided, divided_kv_heads
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
-from trefoil_models.layers import Embedding, FusedGatedMLP, LayerNorm, Linear, RMSNorm
+from trefoil_models.layers import Embedding, FusedGatedMLP, FusedLinear, LayerNorm, Linear, RMSNorm
 from trefoil_models.rotary_scaling import Rotary, Scaling, plain_scaling
 
 
@@ -39,6 +39,15 @@ class Config:
     bias: bool
     is_tied: bool
     length_pivot: None = None
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        return replace(
+            self,
+            heads=divided("num_attention_heads", self.heads, ranks),
+            kv_heads=divided_kv_heads(self.kv_heads, ranks),
+            inner=divided("ffn_hidden_size", self.inner, ranks),
+        )
 
     @property
     def longest(self) -> int:
@@ -93,7 +102,9 @@ class Attention(nn.Module):
         super().__init__()
         self.site, self.head_dim, self.shares_keys = site, config.head_dim, config.shares_keys
         self.parts = [config.heads, config.kv_heads, config.kv_heads]
-        self.query_key_value = Linear(config.width, sum(self.parts) * config.head_dim, bias=config.qkv_bias)
+        outs = [heads * config.head_dim for heads in self.parts]
+        blocks = outs if config.shares_keys else [sum(outs)]
+        self.query_key_value = FusedLinear(config.width, *blocks, bias=config.qkv_bias)
         self.dense = Linear(config.heads * config.head_dim, config.width, bias=config.bias)
 
     def forward(self, x_TM: Tensor, turn: Turn, attend: Attend) -> Tensor:

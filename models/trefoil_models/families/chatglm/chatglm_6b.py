@@ -7,7 +7,7 @@ Residuals are those of normalised rows, weighted as in DeepNorm (arXiv 2203.0055
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Contexts, Rows, Span, places
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
@@ -35,6 +35,7 @@ class Config:
     inner: int
     num_layers: int
     heads: int
+    head_dim: int
     longest: int
     eps: float
     start_id: int
@@ -46,9 +47,10 @@ class Config:
     def kv_heads(self) -> int:
         return self.heads
 
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
+        return replace(self, heads=heads, inner=inner)
 
 
 def read_config(keys: Keys) -> Config:
@@ -65,6 +67,7 @@ def read_config(keys: Keys) -> Config:
         inner=keys.size("inner_hidden_size", 16384),
         num_layers=keys.size("num_layers", 28, most=MOST_LAYERS),
         heads=heads,
+        head_dim=width // heads,
         longest=keys.size("max_sequence_length", 2048),
         eps=keys.number("layernorm_epsilon", 1e-5),
         start_id=keys.integer("bos_token_id", 150004),
@@ -100,8 +103,9 @@ class Attention(nn.Module):
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads = site, config.heads
-        self.query_key_value = Linear(config.width, 3 * config.width)
-        self.dense = Linear(config.width, config.width)
+        heads_out = config.heads * config.head_dim
+        self.query_key_value = Linear(config.width, 3 * heads_out)
+        self.dense = Linear(heads_out, config.width)
 
     def forward(self, x_TM: Tensor, turn: Turn, contexts: Contexts | None, attend: Attend) -> Tensor:
         parts = self.query_key_value(x_TM).unflatten(-1, (self.heads, 3, -1)).unbind(2)
