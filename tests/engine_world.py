@@ -11,6 +11,7 @@ from trefoil.engine.generator import Generator
 from trefoil.engine.grammar import Grammars
 from trefoil.engine.graphs import Capture
 from trefoil.engine.memory import MemoryPlan
+from trefoil.engine.ranks import ALONE, Ranks
 from trefoil.engine.startup import build_generator
 from trefoil_kernels.cpu.library import Native
 from trefoil_models import checkpoint
@@ -32,10 +33,14 @@ def generator(
     recorder: Native | None = None,
     eos_ids: Sequence[int] | None = None,
     lay_out: Callable[[Any], None] = pack,
+    ranks: Ranks = ALONE,
 ) -> Generator:
-    """An engine without a process; it follows grammars where it is told which ids end texts."""
-    model = checkpoint.load(folder, dtype=dtype)
+    """An engine without a process, or one rank of it; it follows grammars where it is told which ids end texts."""
+    blueprint = checkpoint.inspect(folder, ranks.share)
+    model = blueprint.load(dtype=dtype)
     lay_out(model)
+    if blueprint.slices is not None:
+        blueprint.slices.join(model, ranks)
     longest = min(model.config.longest, pages * page_size)
     memory = MemoryPlan(pages, page_size, 1, longest, longest if model.kind == "encoder-decoder" else 0)
     return build_generator(
@@ -47,6 +52,7 @@ def generator(
         never=list(never),
         capture=capture,
         recorder=recorder,
+        slices=blueprint.slices,
         grammars=None
         if eos_ids is None
         else Grammars(

@@ -278,7 +278,8 @@ def _hollow(family: Any, config: ModelConfig, heads: Heads) -> Model:
 
 def _hollow_of_rank(family: Any, config: ModelConfig, heads: Heads, ranks: int) -> Model:
     """The same for a rank's share."""
-    model = _hollow(family, rank_config(config, ranks), heads)
+    name = family.__name__.rpartition(".")[2]
+    model = _hollow(family, rank_config(name, config, ranks), heads)
     narrow_head(model, ranks)
     return model
 

@@ -160,10 +160,10 @@ class Slices:
         return block.narrow(axis, self.share.rank * number // self.share.count * size, size)
 
 
-def rank_config(config: Any, ranks: int) -> Any:
+def rank_config(family: str, config: Any, ranks: int) -> Any:
     """The config of one rank's model. Raises CheckpointError naming the flag and what is allowed."""
     if not isinstance(config, Divisible):
-        raise CheckpointError(f"{FLAG} {ranks}: this family is not sliced; allowed here: 1")
+        raise CheckpointError(f"{FLAG} {ranks}: the family {family} is not sliced; allowed here: 1")
     try:
         return config.divided(ranks)
     except Indivisible as error:

@@ -1,0 +1,108 @@
+"""Ranks of one model, each an engine that hears the same: they answer as one process does, whatever is asked."""
+
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+import torch
+from llguidance import LLMatcher
+
+import tiny
+from engine_world import answers, finish, generator, request
+from threaded_ranks import Threads, on_ranks
+from trefoil import wire
+from trefoil.engine.generator import Generator
+from trefoil.engine.lines import Following, Leading
+from trefoil.engine.ranks import ALONE, Ranks, Together
+from trefoil_models import checkpoint
+from trefoil_models.adapter_files import save_adapter
+from trefoil_models.config_keys import CheckpointError
+from trefoil_models.lora import LoraShape, attach
+from trefoil_models.slices import Share
+
+SHAPE = LoraShape(r=3, alpha=6.0)
+GRAMMAR = LLMatcher.grammar_from_regex("(one|two|three)( (four|five)){2}")
+
+
+def adapter(base: Path, folder: Path) -> Path:
+    """Of every linear layer, experts included."""
+    model = checkpoint.load(base)
+    for n, layer in enumerate(attach(model, SHAPE, seed=1).values()):
+        layer.lora_up.data = layer.lora_up.data + 0.2 * (n % 3 - 1)
+    save_adapter(model, folder, SHAPE, base="base")
+    return folder
+
+
+def asked() -> list[wire.Generate]:
+    """Of every kind: greedy and drawn, several answers, a search, a grammar, scores of the prompt, an adapter."""
+    prompts = tiny.draw_ids(5, 21, 9, 13, 7, 30, vocab=300)
+    kinds = [
+        {},
+        {"temperature": 0.9, "seed": 7, "top_p": 0.9, "n": 2, "repetition_penalty": 1.2},
+        {"beams": 3, "n": 2},
+        {"grammar": GRAMMAR},
+        {"prompt_logprobs": 2},
+    ]
+    plain = [request(f"{n}", prompt, 10, **kind) for n, (prompt, kind) in enumerate(zip(prompts, kinds, strict=False))]
+    params = wire.SamplingParams(max_tokens=10, temperature=0.0)
+    return [*plain, wire.Generate("adapted", prompts[-1], params, 0, "a")]
+
+
+def told(folder: Path, lora: Path, ranks: Ranks) -> tuple[dict[tuple[str, int], list[int]], list[float], Generator]:
+    """Every answer's ids, and the prompt's scores, of one engine."""
+    engine = generator(folder, ranks=ranks, eos_ids=[0], rows=16)
+    engine.load_adapter(wire.LoadAdapter("a", str(lora)))
+    for one in asked():
+        assert engine.submit(one) == []
+    events = finish(engine)
+    scores = [s.logprob for event in events if isinstance(event, wire.PromptScores) for s in event.scores]
+    return answers(events), scores, engine
+
+
+def test_what_one_rank_refuses_the_first_one_raises(tmp_path: Path) -> None:
+    ours, theirs = Pipe()
+    Together(Share(1, 2), [theirs], tmp_path / "meeting").refuse("tensor x is damaged")
+    with pytest.raises(CheckpointError, match="tensor x is damaged"):
+        Together(Share(0, 2), [ours], tmp_path / "meeting").meet(torch.device("cpu"))
+
+
+class Heard:
+    """A line of these commands."""
+
+    def __init__(self, *commands: wire.Command) -> None:
+        self._commands = list(commands)
+
+    def commands(self, wait_ms: int) -> list[wire.Command]:
+        return self._commands
+
+    def say(self, message: wire.Message) -> None:
+        pass
+
+
+def test_ranks_hear_the_same_and_one_that_counts_otherwise_ends() -> None:
+    ours, theirs = Pipe()
+    leading, following = Leading(Heard(request("a", [5], temperature=1.0)), [ours]), Following(theirs)
+    (told,), (heard,) = leading.commands(0), following.commands(0)
+    assert told == heard
+    assert isinstance(told, wire.Generate)
+    assert told.params.seed is not None
+    leading.say(wire.Batch([], wire.Stats(running=1)))
+    leading.commands(0)
+    with pytest.raises(AssertionError, match="running=1"):
+        following.commands(0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe", "deepseek_v2"])
+def test_two_ranks_answer_as_one_process(family: str, tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "m", family)
+    lora = adapter(folder, tmp_path / "lora")
+    wanted, wanted_scores, _ = told(folder, lora, ALONE)
+
+    def one(ranks: Threads) -> tuple[dict[tuple[str, int], list[int]], list[float], wire.Stats]:
+        ids, scores, engine = told(folder, lora, ranks)
+        return ids, scores, engine.stats()
+
+    (ids, scores, stats), (others, _, other_stats) = on_ranks(2, one)
+    assert ids == others == wanted
+    assert scores == pytest.approx(wanted_scores, abs=1e-4)
+    assert stats == other_stats
