@@ -6,6 +6,7 @@ TrefoilError
     TextTooLong             400  nor does a prompt of so many characters, however it is cut into tokens
     NotImplementedHere      400  a field of the contract that this version refuses by name
     WrongTask               400  the model cannot do what the route offers
+    RefusedUpstream         400  another server that answers for a model refused the request
   NotAuthenticated          401  no key or a wrong one
   ModelNotFound             404  no served model has that name
   FileNotFound              404  no upload has that id
@@ -19,6 +20,7 @@ TrefoilError
   RateLimited               429  this key has used its requests for now
   ModelLoading              503  the model is not ready yet
   EngineLost                503  the engine died or shut down under the request
+    UpstreamLost            503  another server that answers for a model does not, or not as it should
   DatabaseAway              503  the database does not answer
   RequestTimedOut           504  the answer took longer than the server allows
   NotStored                 507  what was sent cannot be kept: the disk is full, or may not be written
@@ -97,6 +99,18 @@ class NotImplementedHere(InvalidRequest):
 
 class WrongTask(InvalidRequest):
     code = "wrong_task"
+
+
+class RefusedUpstream(InvalidRequest):
+    """Bears the other server's code, which says more than ours would."""
+
+    def __init__(self, message: str, *, param: str | None, code: str | None) -> None:
+        super().__init__(message, param=param)
+        self._code = code or InvalidRequest.code
+
+    @property
+    def body(self) -> dict[str, dict[str, str | None]]:
+        return error_body(self.message, self.type, self.param, self._code)
 
 
 class NotAuthenticated(TrefoilError):
@@ -188,6 +202,16 @@ class EngineLost(TrefoilError):
     type = "service_unavailable_error"
     code = "engine_lost"
     retry_after_s = 2
+
+
+class UpstreamLost(EngineLost):
+    """`why` is for the log."""
+
+    code = "upstream_lost"
+
+    def __init__(self, message: str, *, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class DatabaseAway(TrefoilError):

@@ -48,6 +48,9 @@ class Metrics:
         )
         self.tasks = self._counter("task_requests", "Requests that a model was found for, by task.", (*LABEL, "task"))
         self.jobs = self._gauge("fine_tuning_jobs", "Training jobs, by status.", ("status",))
+        self.upstream_up = Gauge(
+            "trefoil:upstream_up", "Does the server that answers for a model do so?", LABEL, registry=self.registry
+        )
         self.http_requests = self._counter("http_requests", "Responses by route and status.", ("route", "status"))
 
     def introduce(self, model_name: str) -> None:

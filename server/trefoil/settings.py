@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,24 +13,60 @@ from trefoil.errors import InvalidSetting
 
 UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 DEFAULT_ROWS = {"cpu": 512, "cuda": 8192}
+REMOTE = ("http://", "https://")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model to serve: the name clients use, and a folder or Hub id."""
+    """A model to serve: the name clients use, and a folder, a Hub id or the address of a server that answers for it."""
 
     name: str
     source: str
 
     @classmethod
     def parse(cls, text: str) -> "ModelSource":
-        """`name=folder`, or a folder or Hub id whose last part is the name."""
+        """`name=folder`, or a folder or Hub id whose last part is the name; another server's model always has one."""
+        if text.startswith(REMOTE):
+            raise InvalidSetting("MODEL", _without_user(text), "name=http://host/v1 or name=http://host/v1#MODEL")
         name, equals, source = text.partition("=")
         if not equals:
             return cls(text.rstrip("/").rpartition("/")[2] if text.startswith(("/", ".", "~")) else text, text)
         if not name or not source:
             raise InvalidSetting("MODEL", text, "a folder, a Hub id or name=folder")
+        if source.startswith(REMOTE):
+            _check_address(name, source)
         return cls(name, source)
+
+    @property
+    def is_remote(self) -> bool:
+        """Does another server answer for it?"""
+        return self.source.startswith(REMOTE)
+
+    @property
+    def address(self) -> str:
+        """Where another server's routes begin, which end in /v1 as a rule."""
+        return self.source.partition("#")[0].rstrip("/")
+
+    @property
+    def upstream_name(self) -> str | None:
+        """What the other server calls the model; None: it has but one."""
+        return self.source.partition("#")[2] or None
+
+
+def _check_address(name: str, source: str) -> None:
+    """Raise InvalidSetting unless it is plainly an address; a password in it would stand in every process list."""
+    parts = urlsplit(source)
+    try:
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole or parts.query or "@" in parts.netloc:
+        allowed = "http(s)://host[:port]/v1[#MODEL], without a query; a key stands in TREFOIL_UPSTREAM_API_KEY"
+        raise InvalidSetting("MODEL", f"{name}={_without_user(source)}", allowed)
+
+
+def _without_user(address: str) -> str:
+    return re.sub(r"//[^/]*@", "//", address)
 
 
 def default_data_dir() -> Path:
@@ -64,6 +101,9 @@ class Settings:
     max_upload_size: int = 512 * 2**20
     rate_limits: tuple[RateLimitItem, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    upstream_keys: Mapping[str, str] = field(default_factory=dict)
+    """What is sent to the servers that answer for models, by our names of these."""
+    upstream_timeout: float = 600.0
     request_timeout: float | None = None
     body_timeout: float = 30.0
     keep_alive_timeout: int = 5
@@ -142,12 +182,37 @@ def parse_endpoint(flag: str, text: str) -> str:
 
 
 def read_keys(flag: str, path: str) -> tuple[str, ...]:
-    """The keys in a file, one a line; empty lines and what follows # are no keys. Raises InvalidSetting."""
+    """The keys in a file, one a line. Raises InvalidSetting."""
+    keys = tuple(_key_lines(flag, path))
+    if not keys:
+        raise InvalidSetting(flag, path, "a file with at least one key; without any, the server would be open")
+    return keys
+
+
+def read_upstream_keys(flag: str, path: str, names: Sequence[str]) -> dict[str, str]:
+    """The keys for the servers that answer for `names`: `KEY` for all, or `NAME KEY`, one a line.
+
+    Raises InvalidSetting; what stands in the file is not told.
+    """
+    common: str | None = None
+    own: dict[str, str] = {}
+    for line in _key_lines(flag, path):
+        match line.split():
+            case [key] if common is None:
+                common = key
+            case [name, key] if name in names and name not in own:
+                own[name] = key
+            case _:
+                raise InvalidSetting(
+                    flag, path, "a file with lines `KEY`, once, or `NAME KEY`, NAME being one of MODEL"
+                )
+    return {**({} if common is None else dict.fromkeys(names, common)), **own}
+
+
+def _key_lines(flag: str, path: str) -> list[str]:
+    """What stands in the file; empty lines and what follows # are nothing."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSetting(flag, path, "a readable text file with one key a line") from error
-    keys = tuple(key for line in lines if (key := line.partition("#")[0].strip()))
-    if not keys:
-        raise InvalidSetting(flag, path, "a file with at least one key; without any, the server would be open")
-    return keys
+    return [told for line in lines if (told := line.partition("#")[0].strip())]

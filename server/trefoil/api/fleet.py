@@ -17,7 +17,8 @@ import zmq.asyncio
 from trefoil import wire
 from trefoil.api.engine_client import EngineClient
 from trefoil.api.engine_processes import EngineNotStarted, EngineProcesses
-from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, WrongState, WrongTask
+from trefoil.api.upstream import RemoteModel, UpstreamUnfit
+from trefoil.errors import InvalidRequest, ModelLoading, ModelNotFound, UpstreamLost, WrongState, WrongTask
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings
 from trefoil_models.config_keys import CheckpointError, Keys
@@ -97,6 +98,11 @@ class ServedModel:
         return limit - 1 if prompt_len <= limit else 0
 
     @property
+    def made_for(self) -> tuple[str, ...]:
+        """What its checkpoint was made for. Raises ModelLoading before that is known."""
+        return self.about.tasks
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """All that it can do; an adapter changes what is generated only. Raises ModelLoading before that is known."""
         if self.adapter is not None:
@@ -118,6 +124,9 @@ class Fleet:
     def __init__(self, settings: Settings, models: list[ServedModel], metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.models = {model.name: model for model in models}
+        remote = [source for source in settings.models if source.is_remote]
+        self.remotes = {source.name: RemoteModel(source, settings, metrics) for source in remote}
+        """Those that other servers answer for."""
         self.away: dict[str, ServedModel] = {}
         """Unloaded, until they are loaded again or forgotten."""
         self._threads = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="text")
@@ -128,12 +137,14 @@ class Fleet:
     @classmethod
     async def start(cls, settings: Settings, metrics: Metrics) -> "Fleet":
         """Start every engine; returns once each has found its model folder sound. Raises StartRefused."""
-        models = [await asyncio.to_thread(read_model, source, settings, metrics) for source in settings.models]
+        local = [source for source in settings.models if not source.is_remote]
+        models = [await asyncio.to_thread(read_model, source, settings, metrics) for source in local]
         fleet = cls(settings, models, metrics)
         for source in settings.loras:
             fleet._take_lora(source)
         checks = [fleet._start_engine(model) for model in models]
         try:
+            await asyncio.gather(*(fleet._begin_watch(remote) for remote in fleet.remotes.values()))
             for checked in checks:
                 await checked
         except (StartRefused, asyncio.CancelledError):
@@ -146,6 +157,7 @@ class Fleet:
         for keeper in self._keepers.values():
             keeper.cancel()
         await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        await asyncio.gather(*(remote.close() for remote in self.remotes.values()))
         self._context.destroy(linger=0)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -153,6 +165,8 @@ class Fleet:
         """Fail every running request now."""
         for model in self.models.values():
             model.engine.lose(why)
+        for remote in self.remotes.values():
+            remote.cut(why)
 
     def add_adapter(self, name: str, folder: Path, *, base: ServedModel, parent: str, created: int) -> None:
         """Serve an adapter on its base's engine, from the next request on, or once that is loaded again."""
@@ -166,9 +180,14 @@ class Fleet:
         await self._add(replace(model, parent=parent, created=created))
 
     async def add_source(self, source: ModelSource) -> ServedModel:
-        """Serve another folder or Hub id. Raises WrongState where the name is taken, StartRefused."""
+        """Serve another folder or Hub id. Raises WrongState where the name is taken, StartRefused.
+
+        Which servers are asked, only the operator says.
+        """
+        if source.is_remote:
+            raise StartRefused("another server's model is given at the start of this one, not by a client")
         model = await asyncio.to_thread(read_model, source, self.settings, self.metrics)
-        if self.known(source.name) is not None:
+        if self.known(source.name) is not None or source.name in self.remotes:
             raise WrongState(f"there is a model {source.name} already", param="model")
         await self._add(model)
         return model
@@ -244,43 +263,61 @@ class Fleet:
         return self.models.get(name) or self.away.get(name)
 
     def find(self, *names: str | None, task: str | None = None) -> ServedModel:
+        """The model of the first name given, or the only one there is for the task, of those with an engine here.
+
+        Raises what `pick` does; WrongTask where another server answers for the model.
+        """
+        model = self.pick(*names, task=task)
+        if isinstance(model, RemoteModel):
+            raise WrongTask(f"another server answers for {model.name}, and this needs the model here", param="model")
+        if task is not None:
+            self.metrics.tasks.labels(model.name, task).inc()
+        return model
+
+    def pick(self, *names: str | None, task: str | None = None) -> ServedModel | RemoteModel:
         """The model of the first name given, or the only one there is for the task.
 
         Raises ModelNotFound; WrongTask where it cannot do the task; InvalidRequest where several could; ModelLoading
         where what a model can do is not known yet.
         """
-        name = next((name for name in names if name is not None and (name != NO_NAME or self.known(name))), None)
+        name = next((name for name in names if name is not None and (name != NO_NAME or self._is_known(name))), None)
         if name is None:
-            return self._only(task)
+            name = self._only(task)
         if name in self.away:
             raise ModelNotFound(f"the model {name} is unloaded; POST /v1/models/load brings it back", param="model")
-        if name not in self.models:
+        model = self.models.get(name) or self.remotes.get(name)
+        if model is None:
             raise ModelNotFound(f"the model {name[:80]!r} is not served here; see GET /v1/models", param="model")
-        model = self.models[name]
         if task is not None and task not in model.tasks:
             able = ", ".join(model.tasks)
             raise WrongTask(f"the model {name} cannot do {task}; it can do {able}", param="model")
-        if task is not None:
-            self.metrics.tasks.labels(name, task).inc()
         return model
 
-    def _only(self, task: str | None) -> ServedModel:
+    def _is_known(self, name: str) -> bool:
+        return name in self.remotes or self.known(name) is not None
+
+    def _only(self, task: str | None) -> str:
         """The one model that was made for the task; where none was, the one that can do it besides.
 
         What was made from a served model is only served to those who name it.
         """
-        models = [model for model in self.models.values() if model.parent is None]
-        if len(models) == 1 or task is None:
+        local = [model for model in self.models.values() if model.parent is None]
+        models: list[ServedModel | RemoteModel] = [*local, *self.remotes.values()]
+        if task is None:
+            able = models[: len(local)]
+        elif len(models) == 1:
             able = models
         else:
-            made = [model for model in models if task in model.about.tasks]
-            able = made or [model for model in models if task in model.about.side_tasks]
+            made = [model for model in models if task in model.made_for]
+            able = made or [model for model in models if task in model.tasks]
         if len(able) > 1:
             served = ", ".join(model.name for model in able)
             raise InvalidRequest(f"several models are served; name one in `model`: {served}", param="model")
         if not able:
-            raise WrongTask(f"no served model can do {task}; GET /v1/models says what each can", param="model")
-        return self.find(able[0].name, task=task)
+            raise WrongTask(
+                f"no served model can do {task or 'this'}; GET /v1/models says what each can", param="model"
+            )
+        return able[0].name
 
     async def off_loop(self, size: int, work: Callable[[], T]) -> T:
         """Do text work of `size` characters, in a thread where it is long."""
@@ -290,9 +327,22 @@ class Fleet:
         """Do text work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
+    async def _begin_watch(self, remote: RemoteModel) -> None:
+        """Look at the server that answers for the model, now and for ever. Raises StartRefused where it cannot.
+
+        One that is not there yet is waited for, as its restart would be.
+        """
+        try:
+            await remote.look()
+        except UpstreamUnfit as error:
+            raise StartRefused(f"{remote.name}: {error}") from error
+        except UpstreamLost as error:
+            log.warning("upstream_awaited", model=remote.name, why=error.why)
+        self._keepers[remote.name] = asyncio.create_task(remote.watch(), name=f"watch-{remote.name}")
+
     def _take_lora(self, source: ModelSource) -> None:
         """Find the base of an adapter given at the start. Raises StartRefused."""
-        if source.name in self.models:
+        if source.name in self.models or source.name in self.remotes:
             raise StartRefused(f"--lora {source.name}: a model of that name is served already")
         try:
             base = read_json(Path(source.source) / ADAPTER_CONFIG).get("base_model_name_or_path")

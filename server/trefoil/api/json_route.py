@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+
+Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class JsonRequest(Request):
@@ -24,10 +26,14 @@ class JsonRequest(Request):
 class JsonRoute(APIRoute):
     """A route whose handler gets a JsonRequest; a router must be made with it, before its routes are."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
         async def with_json(request: Request) -> Response:
-            return await handle(JsonRequest(request.scope, request.receive))
+            return await self.answer(JsonRequest(request.scope, request.receive), handle)
 
         return with_json
+
+    async def answer(self, request: JsonRequest, handle: Handler) -> Response:
+        """What the handler answers."""
+        return await handle(request)

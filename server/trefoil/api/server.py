@@ -94,7 +94,7 @@ async def run(settings: Settings) -> int:
         timeout_graceful_shutdown=settings.shutdown_timeout + LAST_WORDS_S,
     )
     listener.listen(2048)
-    log.info("listening", url=_url(listener), models=",".join(fleet.models))
+    log.info("listening", url=_url(listener), models=",".join((*fleet.models, *fleet.remotes)))
     beside = [asyncio.create_task(tuned.follow(), name="follow-catalog")]
     if settings.has_worker:
         beside.append(asyncio.create_task(keep_worker(settings), name="keep-worker"))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,13 +21,14 @@ from trefoil.settings import (
     parse_origin,
     parse_rates,
     read_keys,
+    read_upstream_keys,
 )
 from trefoil.wire import WorkerSpec
 
 app = typer.Typer()
 
 DEMO_MODELS = ("decoder", "encoder", "encoder-sentiment", "encoder-entities", "encoder-answers", "encoder-decoder")
-
+UPSTREAM_KEY = "TREFOIL_UPSTREAM_API_KEY"
 
 DataDir = Annotated[
     Path | None,
@@ -43,7 +45,9 @@ LogJson = Annotated[bool, typer.Option("--log-json", envvar=env("--log-json"), h
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Folders or Hub ids, each optionally as name=MODEL; none: the bundled demo models."),
+        typer.Argument(
+            help="Folders or Hub ids, or name=MODEL, or another server's: name=http://host/v1[#MODEL]; none: demo models."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(envvar=env("--host"), help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar=env("--port"), min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
@@ -128,6 +132,17 @@ def serve(
     max_upload_size: Annotated[
         str, typer.Option(envvar=env("--max-upload-size"), help="Largest training file, such as 512MiB.")
     ] = "512MiB",
+    upstream_api_key_file: Annotated[
+        str | None,
+        typer.Option(
+            envvar=env("--upstream-api-key-file"),
+            help="File with the key of other servers, or lines NAME KEY; one key: TREFOIL_UPSTREAM_API_KEY.",
+        ),
+    ] = None,
+    upstream_timeout: Annotated[
+        float,
+        typer.Option(envvar=env("--upstream-timeout"), min=0.01, help="Seconds without a byte from another server."),
+    ] = 600.0,
     request_timeout: Annotated[
         float | None,
         typer.Option(envvar=env("--request-timeout"), min=0.01, help="Seconds that an answer may take [no limit]."),
@@ -165,8 +180,9 @@ def serve(
     log_json: LogJson = False,
 ) -> None:
     """Serve models over HTTP."""
+    sources = model_sources(models or [], served_model_name)
     settings = Settings(
-        models=model_sources(models or [], served_model_name),
+        models=sources,
         loras=tuple(lora_source(text) for text in lora or []),
         host=host,
         port=port,
@@ -192,6 +208,8 @@ def serve(
         max_num_queued_reqs=max_num_queued_reqs,
         max_body_size=parse_bytes("--max-body-size", max_body_size),
         max_upload_size=parse_bytes("--max-upload-size", max_upload_size),
+        upstream_keys=upstream_keys(sources, upstream_api_key_file),
+        upstream_timeout=upstream_timeout,
         request_timeout=request_timeout,
         body_timeout=body_timeout,
         keep_alive_timeout=keep_alive_timeout,
@@ -211,6 +229,14 @@ def serve(
     from trefoil.api.server import run  # the process choice: a shell command needs no server
 
     raise typer.Exit(uvloop.run(run(settings)))
+
+
+def upstream_keys(sources: Sequence[ModelSource], path: str | None) -> Mapping[str, str]:
+    """What the servers that answer for models are sent; never a flag, which every process list would show."""
+    names = [source.name for source in sources if source.is_remote]
+    common = os.environ.get(UPSTREAM_KEY)
+    own = read_upstream_keys("--upstream-api-key-file", path, names) if path else {}
+    return {**(dict.fromkeys(names, common) if common else {}), **own}
 
 
 def lora_source(text: str) -> ModelSource:

@@ -42,6 +42,7 @@ async def ready(models: Models) -> Response:
     """200 when every model given at the start can answer, else 503 with what is loading."""
     first = [source.name for source in models.settings.models if source.name in models.models]
     loading = [name for name in first if models.models[name].engine.ready is None]
+    loading += [name for name, remote in models.remotes.items() if not remote.is_up]
     body: dict[str, Any] = {"status": "loading" if loading else "ready", "loading": loading}
     return json_response(body, 503 if loading else 200, {"retry-after": "2"} if loading else None)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.api.forwarding import UpstreamRoute
 from trefoil.api.generation import (
     begin,
     encode_chat,
@@ -20,7 +21,6 @@ from trefoil.api.generation import (
     refuse_prompt_scores,
     write_chat,
 )
-from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import MAX_TOP, GenerationParams, PromptScores, UsageAnswer, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
@@ -31,7 +31,7 @@ from trefoil.api.tools import CallReader, NamedTool, Said, Style, Tool, ToolCall
 from trefoil.errors import InvalidRequest
 from trefoil_models.tokenizer import Tokenizer
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=UpstreamRoute)
 
 
 class TextPart(BaseModel):

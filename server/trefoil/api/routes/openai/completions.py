@@ -14,6 +14,7 @@ from pydantic import Field
 
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.api.forwarding import UpstreamRoute
 from trefoil.api.generation import (
     begin,
     check_size,
@@ -23,7 +24,6 @@ from trefoil.api.generation import (
     read_grammar,
     refuse_prompt_scores,
 )
-from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import MAX_TOP, GenerationParams, PromptScores, Rows, UsageAnswer, check_ids, usage_body
 from trefoil.api.sse import DONE, ChunkWriter, EventStream, json_response
@@ -33,7 +33,7 @@ from trefoil.errors import InvalidRequest
 from trefoil.wire import TokenScore
 from trefoil_models.tokenizer import Tokenizer
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=UpstreamRoute)
 
 DEFAULT_TOKENS = 16
 MAX_PROMPTS = 256

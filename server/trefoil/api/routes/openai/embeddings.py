@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trefoil.api.deps import Models
 from trefoil.api.fleet import Fleet, ServedModel
-from trefoil.api.json_route import JsonRoute
+from trefoil.api.forwarding import UpstreamRoute
 from trefoil.api.reference import Answer, says
 from trefoil.api.schemas import ReadTokens, Rows, check_ids
 from trefoil.api.scoring import Floats, answered, embed, embedding_limit, encode_all, unit
@@ -18,7 +18,7 @@ from trefoil.api.text import StopText
 from trefoil.errors import InvalidRequest, RequestTooLong
 from trefoil_models.cutting import Encoding
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=UpstreamRoute)
 
 MAX_INPUTS = 2048
 Dimensions = Annotated[int, Field(ge=1)]

@@ -11,6 +11,7 @@ from trefoil.api.fleet import Fleet, ServedModel, StartRefused
 from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer, fails
 from trefoil.api.text import Text
+from trefoil.api.upstream import RemoteModel
 from trefoil.errors import InvalidRequest, WrongState
 from trefoil.settings import ModelSource
 
@@ -86,13 +87,15 @@ async def unload_model(body: Named, models: Models) -> dict[str, Any]:
 @router.get("/v1/models", response_model=ModelList)
 async def list_models(models: Models) -> dict[str, Any]:
     """Every served model, loading ones too."""
-    return {"object": "list", "data": [describe(model) for model in models.models.values()]}
+    served = [describe(model) for model in models.models.values()]
+    return {"object": "list", "data": [*served, *map(describe_remote, models.remotes.values())]}
 
 
 @router.get("/v1/models/{model_id:path}", response_model=ModelAnswer)
 async def get_model(model_id: str, models: Models) -> dict[str, Any]:
     """One served model."""
-    return describe(models.find(model_id))
+    model = models.pick(model_id)
+    return describe_remote(model) if isinstance(model, RemoteModel) else describe(model)
 
 
 @router.delete("/v1/models/{model_id:path}", response_model=DeletedModel, responses=fails(400))
@@ -127,4 +130,21 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "dtype": ready.dtype if ready else None,
         "quantization": ready.quantization if ready else None,
         "parent": model.parent,
+    }
+
+
+def describe_remote(model: RemoteModel) -> dict[str, Any]:
+    """The same of a model that another server answers for, who keeps the rest to itself."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "trefoil",
+        "family": None,
+        "architecture": None,
+        "tasks": list(model.tasks),
+        "max_model_len": model.max_model_len,
+        "dtype": None,
+        "quantization": None,
+        "parent": None,
     }
