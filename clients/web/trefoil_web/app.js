@@ -23,7 +23,7 @@ function App() {
   useEffect(() => { addEventListener("hashchange", () => setPage(here())); }, []);
   useEffect(() => { refresh(); }, [secret]);
   useEffect(() => {
-    if (!models.some((model) => !model.family)) return;
+    if (models.every((model) => model.tasks.length)) return;
     const timer = setTimeout(refresh, 1000); // some model is still loading
     return () => clearTimeout(timer);
   }, [models]);

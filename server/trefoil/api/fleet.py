@@ -220,11 +220,11 @@ class Fleet:
     async def load(self, name: str) -> ServedModel:
         """Serve what was unloaded again, with all that left with it; what is here stays as it is.
 
-        Raises ModelNotFound, StartRefused; WrongState where an adapter's base is away, or the model is unloaded again
-        meanwhile.
+        Raises ModelNotFound, StartRefused, WrongTask; WrongState where an adapter's base is away, or the model is
+        unloaded again meanwhile.
         """
-        if name in self.models:
-            return self.models[name]
+        if name in self.models or name in self.remotes:
+            return self.find(name)
         if name not in self.away:
             raise ModelNotFound(f"the model {name[:80]!r} was never served here", param="model")
         model = self.away[name]

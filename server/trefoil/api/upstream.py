@@ -5,6 +5,7 @@ trusted: neither its size nor its shape nor its end. The server's address, our k
 """
 
 import asyncio
+import itertools
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -41,8 +42,8 @@ CONNECT_S = 5.0
 IDLE_S = 2.0
 """Less than servers keep idle connections, so that none is taken up in the moment in which it is closed."""
 LAST_WORDS_S = 1.0
-LOOK_S, LOOK_SOON_S = 10.0, 1.0
-"""Between two looks at a server that answers, and at one that does not."""
+LOOK_S, LOOKS_SAVED = 1.0, 10
+"""Between two looks at a server that is away, and how many times as long at one that is there."""
 MADE_FOR, TASKS = ("text-generation",), ("text-generation", "embeddings")
 """What servers say of their models is no more than a name."""
 KEY_REFUSED = frozenset({401, 403, 407})
@@ -122,11 +123,12 @@ class RemoteModel:
         self._metrics.upstream_up.labels(self.name).set(1)
 
     async def watch(self) -> None:
-        """Look for ever."""
-        while True:
-            await asyncio.sleep(LOOK_S if self.is_up else LOOK_SOON_S)
-            with suppress(UpstreamUnfit, UpstreamLost):
-                await self.look()
+        """Look for ever, and more often at a server that is away."""
+        for turn in itertools.count(1):
+            await asyncio.sleep(LOOK_S)
+            if not self.is_up or turn % LOOKS_SAVED == 0:
+                with suppress(UpstreamUnfit, UpstreamLost):
+                    await self.look()
 
     def cut(self, why: str) -> None:
         """Fail every running request now."""
@@ -153,11 +155,12 @@ class RemoteModel:
     def lost(self, what: str, cause: object) -> UpstreamLost:
         """Words for the client, and the cause for the log."""
         told = self._why_cut or f"the server that answers for {self.name} {what}; try again shortly"
-        return UpstreamLost(told, why=f"{cause!r}"[:SHOWN_CAUSE])
+        return UpstreamLost(told, why=self._ours(f"{cause!r}")[:SHOWN_CAUSE])
 
     def refusal(self, status: int, told: Any, retry_after: str = "") -> TrefoilError:
         """The error for whoever asked: in the server's words where they are about the request."""
         message, param, code = words_of(told)
+        message = self._ours(message)
         if status in KEY_REFUSED:
             return self.lost("does not take this server's key", f"{status} {message}")
         if not 400 <= status < 500:
@@ -165,7 +168,7 @@ class RemoteModel:
         if status == 404:
             log.warning("upstream_refused", model=self.name, status=status, why=message[:SHOWN_CAUSE])
             return WrongTask(f"the server that answers for {self.name} does not do this", param="model")
-        message = self._ours(message) or f"the server that answers for {self.name} refused this with status {status}"
+        message = message or f"the server that answers for {self.name} refused this with status {status}"
         if status == 429:
             full = QueueFull(message)
             full.retry_after_s = int(retry_after) if re.fullmatch(r"[1-9]\d{0,3}", retry_after) else 1

@@ -46,7 +46,7 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Folders or Hub ids, or name=MODEL, or another server's: name=http://host/v1[#MODEL]; none: demo models."
+            help="Folders or Hub ids, or name=MODEL, or another server's: name=http://host/v1[#MODEL]; none: our demos."
         ),
     ] = None,
     host: Annotated[str, typer.Option(envvar=env("--host"), help="Address to listen on.")] = "127.0.0.1",

@@ -142,7 +142,7 @@ def describe_remote(model: RemoteModel) -> dict[str, Any]:
         "owned_by": "trefoil",
         "family": None,
         "architecture": None,
-        "tasks": list(model.tasks),
+        "tasks": list(model.tasks) if model.about else [],
         "max_model_len": model.max_model_len,
         "dtype": None,
         "quantization": None,
