@@ -179,12 +179,12 @@ class RemoteModel:
 
     def _ours(self, message: str) -> str:
         """The server's words without what is its own: its address, our key for it, its name for the model."""
+        message = message.replace(self._key, "KEY") if self._key else message
         url = httpx.URL(self._source.address)
-        for own in (self._key, self._source.address, url.netloc.decode(), url.host):
-            message = message.replace(own, "upstream") if own else message
         model = "" if self.about is None else self.about.id
-        if model and not model.isalpha():  # a mere word may stand in any sentence
-            message = re.sub(rf"(?<![\w.-]){re.escape(model)}(?![\w-])", self.name, message)
+        for own in (self._source.address, url.netloc.decode(), url.host, model):
+            if own and not own.isalpha():  # a mere word may stand in any sentence
+                message = re.sub(rf"(?<![\w.-]){re.escape(own)}(?![\w-])", lambda _: self.name, message)
         return message[:MOST_WORDS]
 
     def _mark_away(self, why: str) -> None:
@@ -256,6 +256,7 @@ class Place:
         self._started = time.monotonic()
         self._last_event: float | None = None
         self._reason = "abort"
+        self._usage: dict[str, Any] = {}
         self._is_held = True
 
     @contextmanager
@@ -282,14 +283,8 @@ class Place:
                 self._reason = "length" if reason == "length" else "stop"
             case {"object": "list"}:
                 self._reason = "stop"
-        usage = payload.get("usage")
-        for counter, field in (
-            (metrics.prompt_tokens, "prompt_tokens"),
-            (metrics.generated_tokens, "completion_tokens"),
-        ):
-            match usage:
-                case {**told} if isinstance(count := told.get(field), int) and count > 0:
-                    counter.labels(name).inc(count)
+        if isinstance(usage := payload.get("usage"), dict):
+            self._usage = usage  # some servers tell it in every event, the last is the whole
 
     def leave(self) -> None:
         """Make room."""
@@ -300,6 +295,12 @@ class Place:
         name, metrics = self._line.model_name, self._line.metrics
         metrics.finished.labels(name, self._reason).inc()
         metrics.e2e_latency.labels(name).observe(time.monotonic() - self._started)
+        for counter, field in (
+            (metrics.prompt_tokens, "prompt_tokens"),
+            (metrics.generated_tokens, "completion_tokens"),
+        ):
+            count = self._usage.get(field)
+            counter.labels(name).inc(count if isinstance(count, int) and count > 0 else 0)
 
 
 class Exchange:
