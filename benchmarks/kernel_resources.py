@@ -138,6 +138,12 @@ def paged() -> Iterator[Variant]:
             yield Variant(
                 f"paged {label} {H}/{G}x{D} float32", lambda a=(rows, H, G, D): run_paged(*a, FP32, Mask.CAUSAL, None)
             )
+    for page_dtype in (torch.float8_e5m2, torch.float16):
+        for label, rows in (("decode", 1), ("chunks", 7)):
+            name = f"paged {label} 32/8x128 over {page_dtype}"
+            yield Variant(
+                name, lambda r=rows, p=page_dtype: run_paged(r, 32, 8, 128, BF16, Mask.CAUSAL, None, page_dtype=p)
+            )
     for label, rows in (("decode", 1), ("chunks", 7)):
         for bias_name, bias in list(biases(8).items())[1:]:
             yield Variant(
@@ -146,8 +152,18 @@ def paged() -> Iterator[Variant]:
 
 
 @torch.no_grad()
-def run_paged(rows: int, H: int, G: int, D: int, dtype: torch.dtype, mask: Mask, bias: Bias | None) -> None:
-    pages = page_write.new_pages(400, 16, G, D, dtype=dtype, device=torch.device("cpu"))
+def run_paged(
+    rows: int,
+    H: int,
+    G: int,
+    D: int,
+    dtype: torch.dtype,
+    mask: Mask,
+    bias: Bias | None,
+    *,
+    page_dtype: torch.dtype | None = None,
+) -> None:
+    pages = page_write.new_pages(400, 16, G, D, dtype=page_dtype or dtype, device=torch.device("cpu"))
     table = paged_attention.PageTable(torch.zeros(1, 400, dtype=torch.int64), torch.tensor([6000]), (6000,))
     q_THD = torch.ones(rows, H, D, dtype=dtype)
     paged_attention.on_triton(q_THD, pages, table, Packing((rows,)), mask=mask, scale=0.1, bias=bias)

@@ -1,8 +1,8 @@
-"""Makes bfloat16 right in Triton's interpreter, which keeps it as raw 16-bit integers, and rounding to 8-bit floats,
-which it cuts off. For tests only.
+"""Makes bfloat16 and float8 right in Triton's interpreter, which keeps them as raw integers. For tests only.
 
 Kernels load bfloat16 as a matmul operand, convert it, or store it, and never compute on it; so the matmul and the two
-conversions are all that needs repair. Anything else on bfloat16 raises here instead of computing on bit patterns.
+conversions are all that needs repair. Anything else on bfloat16 raises here instead of computing on bit patterns. Of
+float8 the conversions are repaired: the interpreter's own do not round to the nearest.
 """
 
 from typing import Any
@@ -12,6 +12,9 @@ import pytest
 import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+FLOAT8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
+RAW = {tl.bfloat16, *FLOAT8}
 
 
 def repair(patch: pytest.MonkeyPatch) -> None:
@@ -23,14 +26,14 @@ def repair(patch: pytest.MonkeyPatch) -> None:
         return dot(self, _widened(a), _widened(b), *rest)
 
     def cast_impl(self: Any, source: Any, target: Any) -> Any:
-        if target.scalar == tl.bfloat16 and source.dtype.scalar != tl.bfloat16:
-            return TensorHandle(_rounded(cast(self, source, tl.float32).data), tl.bfloat16)
-        return cast(self, _widened(source) if target.scalar != tl.bfloat16 else source, target)
+        if source.dtype.scalar == target.scalar:
+            return source
+        if target.scalar in RAW:
+            return TensorHandle(_rounded(cast(self, _widened(source), tl.float32).data, target.scalar), target.scalar)
+        return cast(self, _widened(source), target)
 
     def create_fp_to_fp(self: Any, source: Any, target: Any, rounding: Any) -> Any:
-        if target.scalar == tl.float8e4nv:
-            return TensorHandle(_rounded_to_8_bits(cast(self, _widened(source), tl.float32).data), tl.float8e4nv)
-        if tl.bfloat16 in (source.dtype.scalar, target.scalar):
+        if RAW & {source.dtype.scalar, target.scalar}:
             return cast_impl(self, source, target)
         return convert(self, source, target, rounding)
 
@@ -49,19 +52,18 @@ def repair(patch: pytest.MonkeyPatch) -> None:
 
 
 def _widened(handle: Any) -> Any:
+    if handle.dtype.scalar in FLOAT8:
+        codes = torch.from_numpy(np.ascontiguousarray(handle.data)).view(FLOAT8[handle.dtype.scalar])
+        return TensorHandle(codes.float().numpy(), tl.float32)
     if handle.dtype.scalar != tl.bfloat16:
         return handle
     return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
-def _rounded(values: Any) -> Any:
-    """Upper halves of float32, to nearest even; NaN stays NaN."""
+def _rounded(values: Any, target: Any) -> Any:
+    """To nearest even, of bfloat16 the upper halves of float32; NaN stays NaN."""
+    if target in FLOAT8:
+        return torch.tensor(values, dtype=torch.float32).to(FLOAT8[target]).view(torch.uint8).numpy()
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
-
-
-def _rounded_to_8_bits(values: Any) -> Any:
-    """As torch rounds, to nearest even."""
-    wide = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()

@@ -30,6 +30,7 @@ def generator(
     never: Sequence[int] = (),
     capture: Capture | None = None,
     dtype: torch.dtype = torch.float32,
+    page_dtype: torch.dtype | None = None,
     recorder: Native | None = None,
     eos_ids: Sequence[int] | None = None,
     lay_out: Callable[[Any], None] = pack,
@@ -42,7 +43,8 @@ def generator(
     if blueprint.slices is not None:
         blueprint.slices.join(model, ranks)
     longest = min(model.config.longest, pages * page_size)
-    memory = MemoryPlan(pages, page_size, 1, longest, longest if model.kind == "encoder-decoder" else 0)
+    longest_source = longest if model.kind == "encoder-decoder" else 0
+    memory = MemoryPlan(pages, page_size, 1, page_dtype or dtype, longest, longest_source)
     return build_generator(
         model,
         memory,

@@ -42,8 +42,9 @@ def draw(
     device: str = "cpu",
     *,
     page_size: int = S,
+    page_dtype: torch.dtype | None = None,
 ) -> World:
-    """`batch` has the query rows and the keys of each sequence."""
+    """`batch` has the query rows and the keys of each sequence; pages are of `dtype` unless told."""
     generator = torch.Generator().manual_seed(len(batch) + H * G)
 
     def normal(*shape: int) -> Tensor:
@@ -51,7 +52,7 @@ def draw(
 
     needs = [-(-length // page_size) for _, length in batch]
     order = torch.randperm(sum(needs) + 3, generator=generator).to(device)
-    pages = new_pages(len(order), page_size, G, D, dtype=dtype, device=torch.device(device))
+    pages = new_pages(len(order), page_size, G, D, dtype=page_dtype or dtype, device=torch.device(device))
     pages_NP = order[-1:].repeat(len(batch), max(needs))  # the padding is a page that holds NaN only
     keys, values = [normal(n, G, D) for _, n in batch], [normal(n, G, D) for _, n in batch]
     for n, (_, length) in enumerate(batch):

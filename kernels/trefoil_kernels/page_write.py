@@ -3,6 +3,10 @@
 `rotary_page_write` turns queries and keys on the way, in one launch for all three projections of a layer.
 
 A slot is page * S + offset. How a page is laid out is known in this folder only; the engine moves page numbers.
+
+Pages may be kept in another dtype than rows are computed in, float8 too, without a scale. What is written is rounded to
+it after it was rounded to the rows' own, and what is too large becomes its greatest number; what is read is computed
+with in the queries' dtype.
 """
 
 from dataclasses import dataclass
@@ -12,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
+from trefoil_kernels.cpu.library import PAGE_KINDS, has_side_by_side_heads, native_for
 from trefoil_kernels.launch import launch, row_tile, runs_triton, with_whole_rows
-from trefoil_kernels.rotary import Turn, is_contiguous, rotary, turn_constants, turn_row
+from trefoil_kernels.rotary import Turn, is_contiguous, rotary, rounded, turn_constants, turn_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,10 @@ class Pages:
     @property
     def page_size(self) -> int:
         return self.k_PSGD.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.k_PSGD.dtype
 
 
 def new_pages(
@@ -53,7 +61,20 @@ def new_pages(
 def reference(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
     """The same in torch."""
     for x_PSGD, x_TGD in zip(pages.tensors, (k_TGD, v_TGD), strict=False):
-        x_PSGD.flatten(0, 1).index_copy_(0, slots_T, x_TGD)
+        as_bytes(x_PSGD).flatten(0, 1).index_copy_(0, slots_T, as_bytes(kept(x_TGD, x_PSGD.dtype)))
+
+
+def kept(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As pages of this dtype hold it: NaN stays, what is too large becomes the greatest number there is."""
+    if dtype == x.dtype:
+        return x
+    most = _most(x.dtype, dtype)
+    return (x.float().clamp(-most, most) if most else x).to(dtype)
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """For what only moves numbers: torch moves no float8 by index."""
+    return x.view(torch.int8) if x.dtype.itemsize == 1 else x
 
 
 def page_write(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
@@ -61,6 +82,7 @@ def page_write(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> N
     if runs_triton(k_TGD):
         on_triton(pages, k_TGD, v_TGD, slots_T)
     elif has_side_by_side_heads(k_TGD) and has_side_by_side_heads(v_TGD) and (native := native_for(k_TGD, v_TGD)):
+        assert pages.dtype in PAGE_KINDS
         for x_PSGD, x_TGD in zip(pages.tensors, (k_TGD, v_TGD), strict=False):
             native.page_write(x_TGD, x_PSGD, slots_T)
     else:
@@ -80,8 +102,15 @@ def on_triton(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> No
         D=width,
         ROWS=tile.rows,
         BLOCK=tile.block,
+        MOST=_most(k_TGD.dtype, pages.dtype),
         num_warps=tile.warps,
     )
+
+
+def _most(rows: torch.dtype, pages: torch.dtype) -> float:
+    """The greatest number that pages can hold, where rows can hold greater ones; else 0."""
+    most = torch.finfo(pages).max
+    return most if most < torch.finfo(rows).max else 0.0
 
 
 def rotary_page_write(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, turn: Turn, slots_T: Tensor) -> Tensor:
@@ -111,6 +140,7 @@ def rotary_on_triton(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, 
         *(stride for x in (q_THD, k_TGD, v_TGD) for stride in x.stride()[:2]),
         **turn_constants(max(heads, kv_heads), width, turn),
         BLOCK_V=triton.next_power_of_2(kv_heads * width),
+        MOST=_most(k_TGD.dtype, pages.dtype),
         num_warps=4,
     )
     return turned_THD
@@ -118,9 +148,8 @@ def rotary_on_triton(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, 
 
 def copy_pages(pages: Pages, sources_C: Tensor, targets_C: Tensor) -> None:
     """Copy whole pages (int64 [C] page numbers, contiguous); no target may be a source."""
-    native = native_for(*pages.tensors)
-    for x_PSGD in pages.tensors:
-        if native is None:
+    for x_PSGD in map(as_bytes, pages.tensors):
+        if (native := native_for(x_PSGD)) is None:
             x_PSGD.index_copy_(0, targets_C, x_PSGD[sources_C])
         else:
             native.page_copy(x_PSGD, sources_C, targets_C)
@@ -142,6 +171,7 @@ def _write(
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    MOST: tl.constexpr,
 ):
     """Keys where the second program number is 0, values where it is 1."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -151,9 +181,11 @@ def _write(
     target = slot[:, None] * slot_width + column[None, :]
     at, head, lane = row.to(tl.int64)[:, None], (column // D)[None, :], (column % D)[None, :]
     if tl.program_id(1) == 0:
-        tl.store(k_pages + target, tl.load(k + at * k_stride + head * k_head_stride + lane, mask=real), mask=real)
+        key = tl.load(k + at * k_stride + head * k_head_stride + lane, mask=real)
+        tl.store(k_pages + target, rounded(key, k_pages.dtype.element_ty, MOST), mask=real)
     else:
-        tl.store(v_pages + target, tl.load(v + at * v_stride + head * v_head_stride + lane, mask=real), mask=real)
+        value = tl.load(v + at * v_stride + head * v_head_stride + lane, mask=real)
+        tl.store(v_pages + target, rounded(value, v_pages.dtype.element_ty, MOST), mask=real)
 
 
 @triton.jit
@@ -182,6 +214,7 @@ def _rotate_and_write(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    MOST: tl.constexpr,
 ):
     """One row's queries where the second program number is 0, its keys where it is 1, its values where it is 2."""
     row = tl.program_id(0).to(tl.int64)
@@ -191,8 +224,10 @@ def _rotate_and_write(
         turn_row(source, target, cos, sin, row, heads, q_head_stride, D, HALF, RUN, BLOCK_H, BLOCK_HALF, BLOCK_REST)
     elif tl.program_id(1) == 1:
         source, target = k + row * k_stride, k_pages + slot
-        turn_row(source, target, cos, sin, row, kv_heads, k_head_stride, D, HALF, RUN, BLOCK_H, BLOCK_HALF, BLOCK_REST)
+        turn_row(
+            source, target, cos, sin, row, kv_heads, k_head_stride, D, HALF, RUN, BLOCK_H, BLOCK_HALF, BLOCK_REST, MOST
+        )
     else:
         at = tl.arange(0, BLOCK_V)
         value = tl.load(v + row * v_stride + at // D * v_head_stride + at % D, mask=at < kv_heads * D)
-        tl.store(v_pages + slot + at, value, mask=at < kv_heads * D)
+        tl.store(v_pages + slot + at, rounded(value, v_pages.dtype.element_ty, MOST), mask=at < kv_heads * D)

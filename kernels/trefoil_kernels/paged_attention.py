@@ -72,7 +72,8 @@ def reference(
     out_THD = torch.zeros_like(q_THD)
     for n, (start, rows) in enumerate(zip(packing.starts, packing.lens, strict=False)):
         length = table.lens[n]
-        k, v = (x.float().repeat_interleave(group, 1) for x in _gathered(pages, table, n))  # [length, H, D]
+        own = _gathered(pages, table, n, q_THD.dtype)
+        k, v = (x.float().repeat_interleave(group, 1) for x in own)  # [length, H, D]
         at = torch.arange(length, device=q_THD.device)
         scores = torch.einsum("qhd,khd->hqk", q_THD[start : start + rows].float(), k) * scale
         if bias is not None:
@@ -119,11 +120,12 @@ def paged_attention(
     return out_THD
 
 
-def _gathered(pages: Pages, table: PageTable, n: int) -> tuple[Tensor, Tensor]:
+def _gathered(pages: Pages, table: PageTable, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Keys and values of sequence n in order, [length, G, D] each."""
     length = table.lens[n]
     own_P = table.pages_NP[n, : -(-length // pages.page_size)]
-    return pages.k_PSGD[own_P].flatten(0, 1)[:length], pages.v_PSGD[own_P].flatten(0, 1)[:length]
+    k_KGD, v_KGD = (x_PSGD[own_P].flatten(0, 1)[:length].to(dtype) for x_PSGD in (pages.k_PSGD, pages.v_PSGD))
+    return k_KGD, v_KGD
 
 
 def _rows_of(table: PageTable, members: list[int]) -> PageTable:
@@ -134,7 +136,7 @@ def _rows_of(table: PageTable, members: list[int]) -> PageTable:
 def _many_rows(
     q_QHD: Tensor, pages: Pages, table: PageTable, n: int, mask: Mask, scale: float, bias: Bias | None
 ) -> Tensor:
-    k_KGD, v_KGD = _gathered(pages, table, n)
+    k_KGD, v_KGD = _gathered(pages, table, n, q_QHD.dtype)
     (rows, heads, _), (length, kv_heads, _) = q_QHD.shape, k_KGD.shape
     group = heads // kv_heads
     q = q_QHD.view(rows, kv_heads, group, -1).permute(1, 2, 0, 3)  # [G, group, Q, D]
@@ -158,7 +160,7 @@ def _one_row_each(q_NHD: Tensor, pages: Pages, table: PageTable, mask: Mask, sca
     num, heads, width = q_NHD.shape
     kv_heads, longest = pages.k_PSGD.shape[2], max(table.lens)
     own_NP = table.pages_NP[:, : -(-longest // pages.page_size)]
-    k_NKGD, v_NKGD = (x[own_NP].flatten(1, 2)[:, :longest] for x in (pages.k_PSGD, pages.v_PSGD))
+    k_NKGD, v_NKGD = (x[own_NP].flatten(1, 2)[:, :longest].to(q_NHD.dtype) for x in (pages.k_PSGD, pages.v_PSGD))
     at_K = torch.arange(longest, device=q_NHD.device)
     seen_NK = at_K < table.lens_N[:, None]
     if mask.window is not None and mask.window < longest:
@@ -377,6 +379,7 @@ def _attend(
         else:
             k = tl.load(k_pages + slots, mask=(lane < D)[None, :], other=0.0)
             v = tl.load(v_pages + slots, mask=(lane < D)[None, :], other=0.0)
+        k, v = k.to(tile.dtype), v.to(tile.dtype)  # what pages are kept in is not computed with
         scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
         scores, rest = biased(
             scores, scale * LOG2E, bias, head[:, None], keys[None, :] - position[:, None], reach, BIAS
@@ -391,6 +394,7 @@ def _attend(
         # slots beyond the end may hold anything, NaN too
         k = tl.load(k_pages + slots, mask=(keys < high)[:, None] & (lane < D)[None, :], other=0.0)
         v = tl.load(v_pages + slots, mask=(keys < high)[:, None] & (lane < D)[None, :], other=0.0)
+        k, v = k.to(tile.dtype), v.to(tile.dtype)
         ahead = keys[None, :] - position[:, None]
         scores = tl.dot(tile, tl.trans(k), input_precision="ieee")
         scores, rest = biased(scores, scale * LOG2E, bias, head[:, None], ahead, reach, BIAS)

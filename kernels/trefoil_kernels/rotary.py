@@ -152,8 +152,9 @@ def turn_row(
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
+    MOST: tl.constexpr = 0.0,
 ):
-    """All heads of one row, from where they are to where they lie side by side."""
+    """All heads of one row, from where they are to where they lie side by side; in another dtype as `rounded` says."""
     head, lane = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_HALF)
     real = (head < heads) & (lane < HALF)[None, :]  # [heads, half]
     c = tl.load(cos + row * HALF + lane, mask=lane < HALF, other=0.0)[None, :]
@@ -161,9 +162,20 @@ def turn_row(
     first = (lane if RUN == HALF else lane // RUN * (2 * RUN) + lane % RUN)[None, :]
     a = tl.load(source + head * head_stride + first, mask=real, other=0.0).to(tl.float32)
     b = tl.load(source + head * head_stride + RUN + first, mask=real, other=0.0).to(tl.float32)
-    tl.store(target + head * D + first, (a * c - b * s).to(target.dtype.element_ty), mask=real)
-    tl.store(target + head * D + RUN + first, (b * c + a * s).to(target.dtype.element_ty), mask=real)
+    own: tl.constexpr = source.dtype.element_ty
+    kept: tl.constexpr = target.dtype.element_ty
+    tl.store(target + head * D + first, rounded((a * c - b * s).to(own), kept, MOST), mask=real)
+    tl.store(target + head * D + RUN + first, rounded((b * c + a * s).to(own), kept, MOST), mask=real)
     if 2 * HALF < D:
         rest = 2 * HALF + tl.arange(0, BLOCK_REST)[None, :]
         is_rest = (head < heads) & (rest < D)
-        tl.store(target + head * D + rest, tl.load(source + head * head_stride + rest, mask=is_rest), mask=is_rest)
+        value = tl.load(source + head * head_stride + rest, mask=is_rest)
+        tl.store(target + head * D + rest, rounded(value, kept, MOST), mask=is_rest)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr, MOST: tl.constexpr):
+    """In another dtype; where that has a greatest number MOST (not 0), what is larger becomes it."""
+    if MOST > 0:
+        x = tl.clamp(x.to(tl.float32), -MOST, MOST, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trefoil_models.config_keys import CheckpointError, Keys
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "int8": 1}
 ENCODERS = frozenset({"albert", "bert", "distilbert", "roberta", "xlm-roberta"})
 ENCODER_DECODERS = frozenset({"bart", "mbart", "mt5", "t5", "umt5"})
 LATENT = frozenset({"deepseek_v2", "deepseek_v3"})

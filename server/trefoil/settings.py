@@ -94,6 +94,7 @@ class Settings:
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     kv_cache_memory: int | None = None
+    kv_cache_dtype: str = "auto"
     memory_utilization: float = 0.5
     enable_prefix_caching: bool = True
     max_num_queued_reqs: int = 256

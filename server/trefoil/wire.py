@@ -204,6 +204,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     quantization: str | None = None
     page_size: int = 0
     num_pages: int = 0
+    page_dtype: str | None = None
 
 
 class Batch(msgspec.Struct, frozen=True, tag=True):
@@ -231,6 +232,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 2048
     page_size: int = 16
     kv_cache_bytes: int | None = None
+    kv_cache_dtype: str = "auto"
     memory_share: float = 0.5
     prefix_caching: bool = True
     adapters: dict[str, str] = {}

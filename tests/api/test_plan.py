@@ -1,11 +1,13 @@
 """Plans are the textbook's numbers, for configs in every family's words."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from e2e.serving import Server
+import tiny
+from e2e.serving import Server, serving
 
 LLAMA_7B = {"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32}
 CONFIGS: list[tuple[dict[str, Any], int]] = [
@@ -37,6 +39,20 @@ def test_llama_7b_takes_the_chapters_gigabyte(http: httpx.Client) -> None:
 def test_a_served_model_is_planned_as_it_is(http: httpx.Client, server: Server) -> None:
     plan = http.post("/v1/plan/kv-cache", json={"model": "a", "dtype": "float32", "seq_len": 1}).json()
     assert plan["bytes"] == 2 * 2 * 2 * 8 * 4
+
+
+def test_a_cache_of_8_bits_is_planned_as_the_engine_took_it(tmp_path: Path) -> None:
+    folder, env = tiny.checkpoint(tmp_path / "a", "llama"), {"TREFOIL_KV_CACHE_DTYPE": "fp8"}
+    with (
+        serving(tmp_path / "log", str(folder), "--kv-cache-memory", "512KiB", env=env) as running,
+        httpx.Client(base_url=running.url, timeout=30) as http,
+    ):
+        assert http.get("/v1/models").json()["data"][0]["kv_cache_dtype"] == "fp8_e4m3"
+        plan = http.post("/v1/plan/kv-cache", json={"seq_len": 1}).json()
+        assert (plan["dtype"], plan["bytes_per_token"]) == ("fp8_e4m3", 2 * 2 * 2 * 8)
+        assert running.said(f"dtype=fp8_e4m3 tokens={2**19 // plan['bytes_per_token']}")
+        answer = http.post("/v1/completions", json={"prompt": "hello", "max_tokens": 5, "ignore_eos": True})
+        assert answer.json()["usage"]["completion_tokens"] == 5
 
 
 @pytest.mark.parametrize(

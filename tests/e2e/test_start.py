@@ -37,6 +37,7 @@ def refusal(*arguments: str, **env: str) -> str:
         ("--port", "70000", "65535"),
         ("--kv-cache-memory", "2XB", "2GiB"),
         ("--kv-cache-memory", "-1", "2GiB"),
+        ("--kv-cache-dtype", "int8", "'auto', 'float32', 'bfloat16', 'float16', 'fp8', 'fp8_e4m3', 'fp8_e5m2'"),
         ("--max-body-size", "much", "MiB"),
         ("--device", "tpu", "cuda"),
         ("--max-num-seqs", "0", "equal to 1"),

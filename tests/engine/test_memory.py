@@ -13,11 +13,13 @@ SITES = (Site(2, 64), Site(2, 64), Site(4, 32))
 TOKEN_BYTES = 3 * 2 * 128 * 2
 
 
-def plan(budget: int, *, longest: int = 100, seqs: int = 8, page_size: int = 16) -> MemoryPlan:
+def plan(
+    budget: int, *, longest: int = 100, seqs: int = 8, page_size: int = 16, dtype: torch.dtype = torch.bfloat16
+) -> MemoryPlan:
     return plan_memory(
         SITES,
         page_size=page_size,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         budget=budget,
         max_model_len=longest,
         max_num_seqs=seqs,
@@ -42,6 +44,12 @@ def test_a_plan_fits_its_budget_and_holds_a_full_sequence_or_is_refused(
 def test_no_more_is_taken_than_all_sequences_can_fill() -> None:
     made = plan(10**12)
     assert made.num_tokens == 8 * 112
+
+
+def test_half_the_bytes_hold_twice_the_tokens() -> None:
+    dtypes = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
+    tokens = [plan(300 * 16 * TOKEN_BYTES, seqs=1000, dtype=dtype).num_tokens for dtype in dtypes]
+    assert tokens == [150 * 16, 300 * 16, 600 * 16]
 
 
 def test_too_little_is_refused_with_what_would_do() -> None:

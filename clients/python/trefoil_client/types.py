@@ -221,6 +221,7 @@ class Model(Answer):
     max_model_len: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    kv_cache_dtype: str | None = None
     parent: str | None = None
 
 

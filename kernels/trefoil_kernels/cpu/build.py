@@ -19,7 +19,7 @@ import torch
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "lora.c", HERE / "native.c", HERE / "packed.c")
-HEADER = HERE / "vectors.h"
+HEADERS = (HERE / "small_floats.h", HERE / "vectors.h")
 PREBUILT = HERE / "built"
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11", "-fopenmp", "-fPIC")
 TIME_LIMIT_S = 120.0
@@ -44,7 +44,7 @@ class Variant:
 
     @property
     def file_name(self) -> str:
-        text = b"".join(path.read_bytes() for path in (*SOURCES, HEADER)) + " ".join((*FLAGS, *self.target)).encode()
+        text = b"".join(path.read_bytes() for path in (*SOURCES, *HEADERS)) + " ".join((*FLAGS, *self.target)).encode()
         return f"trefoil-{self.name}-{hashlib.sha256(text).hexdigest()[:16]}.so"
 
 

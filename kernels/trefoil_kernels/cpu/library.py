@@ -56,6 +56,8 @@ from trefoil_kernels.masks import Mask
 log = structlog.get_logger()
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+PAGE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 4, torch.float8_e4m3fn: 5, torch.float8_e5m2: 6}
+"""What pages may be kept in, whichever of the first two a model computes in."""
 ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "gelu_tanh": 4}
 """What the library calls those that it knows."""
 INT4 = 3
@@ -73,7 +75,7 @@ NO_SUCH_ROW = 2
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Where the keys and values of each sequence lie, [..., G, D]; both at the same strides.
+    """Where the keys and values of each sequence lie, [..., G, D]; both at the same strides and of one of PAGE_KINDS.
 
     In pages, `table_NP` holds page numbers and `lens_N` counts keys, both int64; else the keys of sequence n follow one
     another from starts_N1[n] (int32) to starts_N1[n + 1].
@@ -280,6 +282,7 @@ class Native:
             0 if bias is None else bias.by_distance_HS.stride(0),
             scale,
             KINDS[q_THD.dtype],
+            PAGE_KINDS[keys.k.dtype],
             mask.is_causal,
         )
         self._ask(self._attention, asked)
@@ -359,6 +362,7 @@ class Native:
             run,
             *(x.stride(0) for x in rows),
             KINDS[q_THD.dtype],
+            PAGE_KINDS[pages[0].dtype],
         )
         self._ask(self._rotary_page_write, asked)
         return out_THD
@@ -378,11 +382,11 @@ class Native:
         return out_TM
 
     def page_write(self, rows_TGD: Tensor, pages_PSGD: Tensor, slots_T: Tensor) -> None:
-        """Copy each row's heads, which lie side by side, to its slot (int64, contiguous)."""
-        size = rows_TGD.dtype.itemsize
-        row_bytes = rows_TGD.shape[1] * rows_TGD.shape[2] * size
+        """Put each row's heads, which lie side by side, into its slot (int64, contiguous), in the pages' dtype."""
+        sizes = len(rows_TGD), rows_TGD.stride(0), rows_TGD.shape[1] * rows_TGD.shape[2]
+        kinds = KINDS[rows_TGD.dtype], PAGE_KINDS[pages_PSGD.dtype]
         tensors = (tensor.data_ptr() for tensor in (rows_TGD, pages_PSGD, slots_T))
-        self._ask(self._page_write, PageWrite(*tensors, len(rows_TGD), rows_TGD.stride(0) * size, row_bytes))
+        self._ask(self._page_write, PageWrite(*tensors, *sizes, *kinds))
 
     def page_copy(self, pages_PSGD: Tensor, sources_C: Tensor, targets_C: Tensor) -> None:
         """Copy pages to others (int64, contiguous); no target may be a source, or another's target."""
@@ -429,8 +433,8 @@ def native_for(*tensors: Tensor) -> Native | None:
 
 def attention_for(q_THD: Tensor, k: Tensor, v: Tensor) -> Native | None:
     """The library, where it serves attention over these keys [..., G, D]; heads wider than it covers are said once."""
-    native = native_for(q_THD, k, v)
-    if native is None or not q_THD.dtype == k.dtype == v.dtype:
+    native = native_for(q_THD, *(x for x in (k, v) if x.dtype in KINDS))
+    if native is None or k.dtype != v.dtype or k.dtype not in PAGE_KINDS:
         return None
     if q_THD.shape[2] > WIDEST_HEAD:
         _say_too_wide(q_THD.shape[2])

@@ -6,6 +6,7 @@
    that one text serves every instruction set. Weights keep the order they have in files ([out, in]); a product is a dot
    along `in`. How many rows, outputs or keys share a register tile is decided by how many registers there are. */
 
+#include "small_floats.h"
 #include "vectors.h"
 
 #ifdef __AVX512F__
@@ -291,7 +292,7 @@ struct attention {
     int64_t sequences, heads, kv_heads, head_dim, q_stride, kv_stride, table_stride, page_size, window;
     int64_t bias_offset, bias_stride;
     float scale;
-    int32_t kind, is_causal;
+    int32_t kind, page_kind, is_causal; /* of q and out; of k and v */
 };
 
 /* Query rows [row, row + rows) of one sequence and `heads` query heads of one group, over the keys [from, to). */
@@ -501,6 +502,12 @@ INLINE long line_head(const struct attention *a, const struct task *t, long line
     return t->head + line / (own * t->rows) * own + line % own;
 }
 
+/* Rows of pages as queries are: `rows` point to where they are then, in `wide`. */
+INLINE void convert_in_place(enum kind kind, const struct attention *a, const void **rows, long count, void *wide) {
+    convert_rows(a->page_kind, kind, rows, count, a->head_dim, wide, a->head_dim);
+    for (long j = 0; j < count; j++) rows[j] = shifted(kind, wide, j * a->head_dim);
+}
+
 /* The lines from `line` on, which share keys, meet `count` keys from `key` on. */
 INLINE void meet(
     enum kind kind, const struct attention *a, const struct task *t, struct found *f, const float *q, long line, long key,
@@ -510,11 +517,16 @@ INLINE void meet(
     long position = first_position(a, t->sequence) + t->row, columns = (count + LANES - 1) / LANES * LANES;
     long own_head = line_head(a, t, line) / (a->heads / a->kv_heads) * width;
     const void *keys[KEYS], *values[KEYS];
-    float scores[LINES][KEYS];
+    float scores[LINES][KEYS], wide_keys[KEYS * MOST_WIDTH], wide_values[KEYS * MOST_WIDTH];
     for (long j = 0; j < columns; j++) { /* those beyond the last take its place, and weigh nothing */
         long at = slots[least(j, count - 1)] * a->kv_stride + own_head;
-        keys[j] = shifted(kind, a->k, at);
-        values[j] = shifted(kind, a->v, at);
+        keys[j] = shifted(a->page_kind, a->k, at);
+        values[j] = shifted(a->page_kind, a->v, at);
+    }
+    if (a->page_kind != kind) {
+        convert_in_place(kind, a, keys, columns, wide_keys);
+        if (a->k == a->v) memcpy(values, keys, sizeof values);
+        else convert_in_place(kind, a, values, columns, wide_values);
     }
     for (long m = line; m < end; m++) {
         (kind == F32 ? scores_F32 : scores_BF16)(q + m * padded, keys, columns, width, scores[m]);
@@ -529,10 +541,10 @@ INLINE void meet(
 }
 
 /* Asks for a key and its value, of all heads, before they are needed. */
-INLINE void ask_for(enum kind kind, const struct attention *a, const struct task *t, long key) {
-    long group = a->heads / a->kv_heads, bytes = (kind == F32 ? 4 : 2) * a->head_dim;
+INLINE void ask_for(const struct attention *a, const struct task *t, long key) {
+    long group = a->heads / a->kv_heads, bytes = kind_bytes(a->page_kind) * a->head_dim;
     long at = key_slot(a, t->sequence, key) * a->kv_stride + t->head / group * a->head_dim;
-    const char *k = shifted(kind, a->k, at), *v = shifted(kind, a->v, at);
+    const char *k = shifted(a->page_kind, a->k, at), *v = shifted(a->page_kind, a->v, at);
     for (long i = 0; i < (t->heads + group - 1) / group * bytes; i += 64) {
         __builtin_prefetch(k + i, 0, 2);
         __builtin_prefetch(v + i, 0, 2);
@@ -561,7 +573,7 @@ INLINE void attend(
         long own = sharing(a, t) * t->rows, asked = later == t ? key + KEYS : next->from, start = asked;
         for (long line = 0; line < lines; line += own) {
             long until = least(later->to, start + KEYS * (line + own) / lines); /* evenly, as few can be under way */
-            for (; asked < until; asked++) ask_for(kind, a, later, asked);
+            for (; asked < until; asked++) ask_for(a, later, asked);
             meet(kind, a, t, f, q, line, key, count, slots);
         }
     }
@@ -771,23 +783,29 @@ struct laid {
     int32_t *keys, *values;
 };
 
-INLINE const void *key_row(
-    enum kind kind, const struct attention *a, const void *base, const struct stretch *s, long key
+/* Rows of `count` keys from `key` on, in `wide` where pages hold another kind. */
+INLINE void key_rows(
+    enum kind kind, const struct attention *a, const void *base, const struct stretch *s, long key, long count,
+    const void **rows, void *wide
 ) {
-    long at = key_slot(a, s->sequence, key) * a->kv_stride + s->kv_head * a->head_dim;
-    return shifted(kind, base, at);
+    for (long j = 0; j < count; j++) {
+        long at = key_slot(a, s->sequence, key + j) * a->kv_stride + s->kv_head * a->head_dim;
+        rows[j] = shifted(a->page_kind, base, at);
+    }
+    if (a->page_kind != kind) convert_in_place(kind, a, rows, count, wide);
 }
 
 INLINE void lay_keys(enum kind kind, const struct attention *a, const struct stretch *s, int32_t *keys) {
     long units = a->head_dim / per_unit(kind);
     for (long key = s->from; key < s->to; key += LANES) {
-        const unit *rows[LANES];
+        const void *rows[LANES];
+        float wide[LANES * MOST_WIDTH];
         long count = least(LANES, s->to - key), at = key - s->from;
-        for (long j = 0; j < count; j++) rows[j] = key_row(kind, a, a->k, s, key + j);
+        key_rows(kind, a, a->k, s, key, count, rows, wide);
         int32_t *block = keys + at / SPAN * SPAN * units + at % SPAN;
         for (long u = 0; u < units; u += LANES) {
             ints square[LANES] = {0};
-            for (long j = 0; j < count; j++) square[j] = units_from(rows[j] + u, units - u);
+            for (long j = 0; j < count; j++) square[j] = units_from((const unit *)rows[j] + u, units - u);
             transpose(square);
             for (long i = 0; i < least(LANES, units - u); i++)
                 *(ints_at *)(block + (u + i) * SPAN) = square[i];
@@ -798,8 +816,10 @@ INLINE void lay_keys(enum kind kind, const struct attention *a, const struct str
 INLINE void lay_values(enum kind kind, const struct attention *a, const struct stretch *s, int32_t *values) {
     long width = a->head_dim, padded = whole_lanes(width);
     for (long key = s->from; key < s->to; key += per_unit(kind), values += padded) {
-        const void *own = key_row(kind, a, a->v, s, key);
-        const void *next = kind == BF16 && key + 1 < s->to ? key_row(kind, a, a->v, s, key + 1) : NULL;
+        const void *rows[2] = {NULL};
+        float wide[2 * MOST_WIDTH];
+        key_rows(kind, a, a->v, s, key, least(per_unit(kind), s->to - key), rows, wide);
+        const void *own = rows[0], *next = rows[1];
         for (long d = 0; d < width; d += LANES) {
             ints both = kind == F32 ? units_from((const unit *)own + d, width - d)
                                     : halves_from((const uint16_t *)own + d, width - d);
@@ -1151,19 +1171,30 @@ struct turning {
     const float *cosines, *sines;
     const int64_t *slots;
     int64_t rows, heads, kv_heads, width, half, run, q_stride, k_stride, v_stride;
-    int32_t kind;
+    int32_t kind, page_kind;
 };
+
+/* A row to a slot, whose numbers may be of another kind. */
+INLINE void put_row(enum kind kind, enum kind page_kind, const void *row, long count, void *slot) {
+    if (kind == page_kind) memcpy(slot, row, count * kind_bytes(kind));
+    else convert_rows(kind, page_kind, &row, 1, count, slot, count);
+}
 
 INLINE void turn_row(enum kind kind, const struct turning *t, long r) {
     const float *cosine = t->cosines + r * t->half, *sine = t->sines + r * t->half;
-    long slot = t->slots[r] * t->kv_heads * t->width, bytes = t->kv_heads * t->width * (kind == F32 ? 4 : 2);
+    long slot = t->slots[r] * t->kv_heads * t->width;
+    float turned[t->page_kind == kind ? 1 : t->width];
     for (long h = 0; h < t->heads; h++)
         turn_head(kind, shifted(kind, t->q, r * t->q_stride + h * t->width),
                   (void *)shifted(kind, t->out, (r * t->heads + h) * t->width), cosine, sine, t->half, t->run, t->width);
-    for (long h = 0; h < t->kv_heads; h++)
-        turn_head(kind, shifted(kind, t->k, r * t->k_stride + h * t->width),
-                  (void *)shifted(kind, t->k_pages, slot + h * t->width), cosine, sine, t->half, t->run, t->width);
-    memcpy((void *)shifted(kind, t->v_pages, slot), shifted(kind, t->v, r * t->v_stride), bytes);
+    for (long h = 0; h < t->kv_heads; h++) {
+        void *own = (void *)shifted(t->page_kind, t->k_pages, slot + h * t->width);
+        turn_head(kind, shifted(kind, t->k, r * t->k_stride + h * t->width), t->page_kind == kind ? own : turned, cosine,
+                  sine, t->half, t->run, t->width);
+        if (t->page_kind != kind) put_row(kind, t->page_kind, turned, t->width, own);
+    }
+    put_row(kind, t->page_kind, shifted(kind, t->v, r * t->v_stride), t->kv_heads * t->width,
+            (void *)shifted(t->page_kind, t->v_pages, slot));
 }
 
 /* Queries turned to `out`, keys turned and values to their slots. */
@@ -1229,17 +1260,19 @@ int trefoil_gate(const struct gating *g) {
 
 enum { SMALL_COPY = 1 << 16 }; /* bytes for which waking another thread does not pay */
 
-/* Copies each row's heads to its slot; `bytes` a row. */
+/* Copies each row's heads to its slot; `width` numbers a row. */
 struct page_write {
-    const char *rows;
-    char *pages;
+    const void *rows;
+    void *pages;
     const int64_t *slots;
-    int64_t count, row_stride, bytes;
+    int64_t count, row_stride, width;
+    int32_t kind, page_kind;
 };
 
 int trefoil_page_write(const struct page_write *w) {
     for (long r = 0; r < w->count; r++)
-        memcpy(w->pages + w->slots[r] * w->bytes, w->rows + r * w->row_stride, w->bytes);
+        put_row(w->kind, w->page_kind, shifted(w->kind, w->rows, r * w->row_stride), w->width,
+                (void *)shifted(w->page_kind, w->pages, w->slots[r] * w->width));
     return 0;
 }
 

@@ -58,7 +58,7 @@ class Attention(Asked):
         *((name, Long) for name in ("sequences", "heads", "kv_heads", "head_dim", "q_stride", "kv_stride")),
         *((name, Long) for name in ("table_stride", "page_size", "window", "bias_offset", "bias_stride")),
         ("scale", Float),
-        *((name, Int) for name in ("kind", "is_causal")),
+        *((name, Int) for name in ("kind", "page_kind", "is_causal")),
     ]
 
 
@@ -124,7 +124,7 @@ class Turning(Asked):
         *((name, Pointer) for name in ("q", "k", "v", "out", "k_pages", "v_pages", "cosines", "sines", "slots")),
         *((name, Long) for name in ("rows", "heads", "kv_heads", "width", "half", "run")),
         *((name, Long) for name in ("q_stride", "k_stride", "v_stride")),
-        ("kind", Int),
+        *((name, Int) for name in ("kind", "page_kind")),
     ]
 
 
@@ -145,7 +145,8 @@ class PageWrite(Asked):
 
     _fields_ = [
         *((name, Pointer) for name in ("rows", "pages", "slots")),
-        *((name, Long) for name in ("count", "row_stride", "bytes")),
+        *((name, Long) for name in ("count", "row_stride", "width")),
+        *((name, Int) for name in ("kind", "page_kind")),
     ]
 
 

@@ -26,7 +26,7 @@ typedef float quads __attribute__((vector_size(16)));
 typedef float floats_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t halves_at __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
-enum kind { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+enum kind { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3, F16 = 4, E4M3 = 5, E5M2 = 6 };
 
 INLINE floats load(const float *at) { return *(const floats_at *)at; }
 INLINE void store(float *at, floats x) { *(floats_at *)at = x; }
@@ -129,8 +129,10 @@ INLINE void put(enum kind kind, void *row, long at, float x) {
     else ((uint16_t *)row)[at] = narrowed(x);
 }
 
+INLINE long kind_bytes(enum kind kind) { return kind == F32 ? 4 : kind == BF16 || kind == F16 ? 2 : 1; }
+
 INLINE const void *shifted(enum kind kind, const void *base, long count) {
-    return (const char *)base + count * (kind == F32 ? 4 : kind == BF16 ? 2 : 1);
+    return (const char *)base + count * kind_bytes(kind);
 }
 
 /* LANES of a row of float32 or bfloat16. */

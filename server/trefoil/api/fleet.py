@@ -489,6 +489,7 @@ def engine_spec(
         max_num_batched_tokens=settings.rows_per_step,
         page_size=settings.block_size,
         kv_cache_bytes=settings.kv_cache_memory,
+        kv_cache_dtype=settings.kv_cache_dtype,
         memory_share=settings.memory_utilization * share,
         prefix_caching=settings.enable_prefix_caching,
         adapters=adapters,

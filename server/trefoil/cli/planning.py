@@ -19,7 +19,8 @@ def kv_cache(
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences.")] = 1,
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 2048,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "fp8", "int8"], typer.Option(help="Of the cache.")
+        Literal["float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"],
+        typer.Option(help="Of the cache."),
     ] = "bfloat16",
     page_size: Annotated[int, typer.Option(min=1, max=1024, help="Slots of a page.")] = 16,
     as_json: AsJson = False,

@@ -108,6 +108,13 @@ def serve(
         str | None,
         typer.Option(envvar=env("--kv-cache-memory"), help="Memory for KV pages of each model, such as 2GiB."),
     ] = None,
+    kv_cache_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"],
+        typer.Option(
+            envvar=env("--kv-cache-dtype"),
+            help="What KV pages hold; auto takes what the model computes in, fp8 is e4m3.",
+        ),
+    ] = "auto",
     memory_utilization: Annotated[
         float,
         typer.Option(
@@ -203,6 +210,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         block_size=block_size,
         kv_cache_memory=parse_bytes("--kv-cache-memory", kv_cache_memory) if kv_cache_memory else None,
+        kv_cache_dtype=kv_cache_dtype,
         memory_utilization=memory_utilization,
         enable_prefix_caching=enable_prefix_caching,
         max_num_queued_reqs=max_num_queued_reqs,

@@ -12,11 +12,12 @@ from trefoil_models.config_keys import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The pool that was settled on at start."""
+    """The pool that was settled on at start; `dtype` is what its keys and values are kept in."""
 
     num_pages: int
     page_size: int
     page_bytes: int
+    dtype: torch.dtype
     max_model_len: int
     max_source_len: int = 0
 
@@ -55,7 +56,7 @@ def plan_memory(
             f"{budget} bytes for KV pages hold {num_pages * page_size} tokens, fewer than one sequence of "
             f"{max_model_len}; give --kv-cache-memory {pages_each * page_bytes * num_ranks} or lower --max-model-len"
         )
-    return MemoryPlan(num_pages, page_size, page_bytes, max_model_len, max_source_len)
+    return MemoryPlan(num_pages, page_size, page_bytes, dtype, max_model_len, max_source_len)
 
 
 def bytes_of_page(sites: Sequence[Site], *, page_size: int, dtype: torch.dtype) -> int:

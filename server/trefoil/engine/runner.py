@@ -66,7 +66,7 @@ class Runner:
                 site.kv_heads,
                 site.head_dim,
                 is_latent=site.is_latent,
-                dtype=weight.dtype,
+                dtype=memory.dtype,
                 device=weight.device,
             )
             for site in model.sites

@@ -37,6 +37,9 @@ from trefoil_models.tokenizer import Tokenizer
 
 log = structlog.get_logger()
 
+FLOAT8_NAMES = {torch.float8_e4m3fn: "fp8_e4m3", torch.float8_e5m2: "fp8_e5m2"}
+PAGE_DTYPES = {**DTYPES, "fp8": torch.float8_e4m3fn, **{name: dtype for dtype, name in FLOAT8_NAMES.items()}}
+
 
 def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ranks = ALONE) -> Engine:
     """An engine that can answer; `say` hears Checked and Ready. Raises CheckpointError (one line).
@@ -54,7 +57,8 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ran
     if blueprint.model.kind == "encoder-decoder":
         _check_start(blueprint)
     if generates:
-        _memory(spec, blueprint.model, limit, dtype, budget=_page_budget(spec, device))
+        page_dtype = choose_page_dtype(spec.kv_cache_dtype, dtype, device)
+        _memory(spec, blueprint.model, limit, page_dtype, budget=_page_budget(spec, device))
     say(wire.Checked())
     _log_compute(spec.name, device)
     model = _load(spec, blueprint, dtype, device)
@@ -76,7 +80,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ran
         tasks=tasks,
         side_tasks=side_tasks,
         architecture=blueprint.folder.architecture,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         max_model_len=limit,
         vocab_size=model.config.vocab_size,
         quantization=spec.quantization,
@@ -85,7 +89,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ran
         warm_up_one_pass(one_pass)
         say(ready)
         return one_pass
-    memory = _memory(spec, model, limit, dtype, budget=ranks.least(_page_budget(spec, device)))
+    memory = _memory(spec, model, limit, page_dtype, budget=ranks.least(_page_budget(spec, device)))
     generator = build_generator(
         model,
         memory,
@@ -106,7 +110,8 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ran
     _load_adapters(generator, spec.adapters)
     warm_up(generator)
     _log_plan(spec.name, memory)
-    say(msgspec.structs.replace(ready, page_size=memory.page_size, num_pages=memory.num_pages))
+    name = dtype_name(memory.dtype)
+    say(msgspec.structs.replace(ready, page_size=memory.page_size, num_pages=memory.num_pages, page_dtype=name))
     return generator if memory.max_source_len else TwoSided(generator, one_pass)
 
 
@@ -224,6 +229,22 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> torch.dtype:
     return DTYPES[stored]
 
 
+def choose_page_dtype(asked: str, computed: torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` keeps what the model computes in."""
+    if asked == "auto":
+        return computed
+    chosen = PAGE_DTYPES[asked]
+    if chosen == torch.float8_e4m3fn and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        allowed = ", ".join(["auto", *(name for name, dtype in PAGE_DTYPES.items() if dtype != chosen)])
+        raise CheckpointError(f"--kv-cache-dtype {asked}: this GPU has no float8 of that kind; allowed here: {allowed}")
+    return chosen
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As flags and answers call it."""
+    return FLOAT8_NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+
+
 def warm_up(generator: Generator) -> None:
     """One short request end to end, rows in a chunk and one alone, so that the first user does not pay for first calls.
 
@@ -334,6 +355,7 @@ def _log_plan(name: str, memory: MemoryPlan) -> None:
         mib=round(memory.num_pages * memory.page_bytes / 2**20, 1),
         pages=memory.num_pages,
         page_size=memory.page_size,
+        dtype=dtype_name(memory.dtype),
         tokens=memory.num_tokens,
         full_sequences=round(memory.full_sequences, 1),
         max_model_len=memory.max_model_len,

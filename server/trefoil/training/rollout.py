@@ -57,7 +57,7 @@ class Rollout:
         num_pages = max(pages_each, min(pages_each * num_seqs, KV_BYTES // page_bytes))
         return build_generator(
             self.model,
-            MemoryPlan(num_pages, PAGE_SIZE, page_bytes, longest),
+            MemoryPlan(num_pages, PAGE_SIZE, page_bytes, weight.dtype, longest),
             max_num_seqs=num_seqs,
             max_num_batched_tokens=ROWS_PER_STEP,
             prefix_caching=False,  # the weights change

@@ -23,8 +23,9 @@ def compiled(
     D: int,
     *,
     bias: Bias | None = None,
+    page_dtype: torch.dtype = torch.bfloat16,
 ) -> list[Built]:
-    world = draw(batch, H, G, D, torch.bfloat16, page_size=16)
+    world = draw(batch, H, G, D, torch.bfloat16, page_size=16, page_dtype=page_dtype)
     with compiling_for(chip) as built:
         on_triton(world.q_THD, world.pages, world.table, world.packing, mask=Mask.CAUSAL, scale=0.1, bias=bias)
     assert not [kernel for kernel in built if kernel.spills]
@@ -39,6 +40,15 @@ def test_models_in_use(chip: int | str, batch: list[tuple[int, int]], H: int, G:
     if isinstance(chip, int):
         assert built[0].count(r"\bHG?MMA\b")
         assert built[0].count(r"LDGSTS\.E\.\S*128")
+
+
+@pytest.mark.parametrize(("chip", "page_dtype"), [(80, torch.float8_e5m2), (90, torch.float8_e4m3fn)], ids=str)
+@pytest.mark.parametrize("batch", [DECODE, CHUNKS], ids=["decode", "chunks"])
+def test_pages_of_8_bits(chip: int, page_dtype: torch.dtype, batch: list[tuple[int, int]]) -> None:
+    """Copied 16 bytes at a time, too, and made bfloat16 before they are multiplied."""
+    built = compiled(chip, batch, 32, 8, 128, page_dtype=page_dtype)
+    assert built[0].count(r"LDGSTS\.E\.\S*128")
+    assert built[0].count(r"\bHG?MMA\S*BF16")
 
 
 def test_a_learned_bias() -> None:

@@ -35,9 +35,13 @@ def test_gated_act(chip: int | str, activation: str) -> None:
     assert_lean(built, 2)
 
 
-@pytest.mark.parametrize(("chip", "G", "D"), [(80, 2, 64), (90, 32, 128)])
-def test_page_write(chip: int | str, G: int, D: int) -> None:
-    pages = page_write.new_pages(2, 16, G, D, dtype=torch.bfloat16, device=torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("chip", "G", "D", "page_dtype"),
+    [(80, 2, 64, torch.bfloat16), (90, 32, 128, torch.bfloat16), (90, 8, 128, torch.float8_e4m3fn)],
+    ids=str,
+)
+def test_page_write(chip: int | str, G: int, D: int, page_dtype: torch.dtype) -> None:
+    pages = page_write.new_pages(2, 16, G, D, dtype=page_dtype, device=torch.device("cpu"))
     with compiling_for(chip) as built:
         page_write.on_triton(pages, ones(3, G, D), ones(3, G, D), torch.arange(3))
     assert_lean(built, 1)

@@ -26,7 +26,7 @@ class CacheRequest(BaseModel):
     config: dict[str, Any] | None = None
     batch_size: Count = 1
     seq_len: Count = 2048
-    dtype: Literal["float32", "bfloat16", "float16", "fp8", "int8"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"] | None = None
     page_size: Annotated[int, Field(ge=1, le=1024)] = 16
 
 
@@ -64,19 +64,27 @@ class ScalingPlan(Answer):
 
 @router.post("/v1/plan/kv-cache", response_model=CachePlan)
 async def plan_cache(body: CacheRequest, models: Models, model: str | None = None) -> dict[str, int | str]:
-    """What a KV cache takes, for a served model or for a config.json's content."""
+    """What a KV cache takes, for a served model or for a config.json's content. `dtype` unless given: what a loaded
+    model's pages hold, else bfloat16.
+    """
     if body.config is not None and (body.model or model):
         raise InvalidRequest("give either model or config", param="config")
-    field = "model" if body.config is None else "config"
-    config = (
-        Keys(body.config) if body.config is not None else ModelFolder.read(models.find(body.model, model).folder).config
-    )
+    if body.config is not None:
+        field, config, dtype = "config", Keys(body.config), None
+    else:
+        served = models.find(body.model, model)
+        field, config = "model", ModelFolder.read(served.folder).config
+        dtype = served.engine.ready and served.engine.ready.page_dtype
     try:
         shape = CacheShape.read(config)
     except CheckpointError as error:
         raise InvalidRequest(str(error), param=field) from error
     return cache_plan(
-        shape, batch_size=body.batch_size, seq_len=body.seq_len, dtype=body.dtype, page_size=body.page_size
+        shape,
+        batch_size=body.batch_size,
+        seq_len=body.seq_len,
+        dtype=body.dtype or dtype or "bfloat16",
+        page_size=body.page_size,
     )
 
 

@@ -33,6 +33,7 @@ class ModelAnswer(Answer):
     max_model_len: int | None
     dtype: str | None
     quantization: str | None
+    kv_cache_dtype: str | None
     parent: str | None
 
 
@@ -129,6 +130,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "max_model_len": ready.max_model_len if ready else None,
         "dtype": ready.dtype if ready else None,
         "quantization": ready.quantization if ready else None,
+        "kv_cache_dtype": ready.page_dtype if ready else None,
         "parent": model.parent,
     }
 
