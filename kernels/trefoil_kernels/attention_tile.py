@@ -1,7 +1,9 @@
 """What the attention kernels share: a running softmax over tiles of keys, biases by distance, tile sizes by chip.
 
 Scores are kept in base 2: log2(e) is folded into the scale, so that exp2 serves. Hidden keys score HIDDEN, which is
-finite: a tile that is hidden as a whole leaves weights that the next real tile scales to zero.
+finite: a tile that is hidden as a whole leaves weights that the next real tile scales to zero. It is a power of two,
+so that its product with any scale is exact: the peak is that product rounded, the weights take it unrounded (one fused
+multiply-add), and what lies between would be a difference of 1e22, whose exp2 is infinite.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch import Tensor
 from trefoil_kernels.bias import Alibi, Bias, RelativeBias
 
 LOG2E = tl.constexpr(1.4426950408889634)
-HIDDEN = tl.constexpr(-1.0e30)
+HIDDEN = tl.constexpr(-(2.0**100))
 WIDEST_HEAD = 256
 LARGEST_GROUP = 128
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from trefoil_kernels.launch import chip, launch
 
 GREATEST = 448
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""What divides a row of zeros."""
+SMALLEST_SCALE = 2.0**-126
+"""What divides a row of zeros: float32's least normal number."""
 FIRST_CHIP = 89
 """From compute capability 8.9 on these are numbers of the chip's own."""
 BLOCK, WARPS = 1024, 4
@@ -56,6 +56,7 @@ def rounded_rows(x_TM: Tensor) -> Float8:
         scales_T,
         width,
         x_TM.stride(0),
+        SMALLEST_SCALE,
         GREATEST=GREATEST,
         BLOCK=BLOCK,
         num_warps=WARPS,
@@ -86,7 +87,7 @@ def widened(x):
 
 
 @triton.jit
-def _round_row(x, codes, scales, width, x_stride, GREATEST: tl.constexpr, BLOCK: tl.constexpr):
+def _round_row(x, codes, scales, width, x_stride, smallest, GREATEST: tl.constexpr, BLOCK: tl.constexpr):
     """One row's codes and its scale."""
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     line, target = x + row * x_stride, codes + row * width
@@ -98,5 +99,5 @@ def _round_row(x, codes, scales, width, x_stride, GREATEST: tl.constexpr, BLOCK:
     tl.store(scales + row, scale)
     for start in tl.range(0, width, BLOCK):
         at = start + column
-        number = tl.load(line + at, mask=at < width, other=0.0).to(tl.float32) / tl.maximum(scale, 1.17549435e-38)
+        number = tl.load(line + at, mask=at < width, other=0.0).to(tl.float32) / tl.maximum(scale, smallest)
         tl.store(target + at, number.to(codes.dtype.element_ty), mask=at < width)

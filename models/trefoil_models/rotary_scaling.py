@@ -200,11 +200,11 @@ class Rotary(nn.Module):
             lens_T = rows.prompt_lens_T.maximum(rows.positions_T + 1).clamp(min=pivot).double()
             growth_T = scaling.factor * lens_T / pivot - (scaling.factor - 1)
         base_T = scaling.theta * growth_T ** (scaling.width / (scaling.width - 2))
-        return 1.0 / base_T[:, None].float() ** _exponents(scaling.width).to(base_T.device)
+        return 1.0 / base_T[:, None].float() ** _exponents(scaling.width, base_T.device)
 
 
-def _exponents(width: int) -> Tensor:
-    return torch.arange(0, width, 2, dtype=torch.int64, device="cpu").float() / width
+def _exponents(width: int, device: torch.device | str = "cpu") -> Tensor:
+    return torch.arange(0, width, 2, dtype=torch.int64, device=device).float() / width
 
 
 def _inv_freq(scaling: Scaling) -> Tensor:

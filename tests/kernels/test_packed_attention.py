@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from closeness import assert_close
+from trefoil_kernels.attention_tile import HIDDEN
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing, packed_attention, reference
 
@@ -28,9 +29,9 @@ def draw(lens: tuple[int, ...], H: int, G: int, D: int, dtype: torch.dtype, devi
     return [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
 
 
-def assert_same(qkv: list[Tensor], lens: tuple[int, ...], mask: Mask) -> None:
+def assert_same(qkv: list[Tensor], lens: tuple[int, ...], mask: Mask, scale: float | None = None) -> None:
     """Outputs, and gradients for one random direction."""
-    packing, scale = Packing(lens), qkv[0].shape[-1] ** -0.5
+    packing, scale = Packing(lens), scale or qkv[0].shape[-1] ** -0.5
     wanted = reference(*qkv, packing, mask=mask, scale=scale)
     actual = packed_attention(*qkv, packing, mask=mask, scale=scale)
     assert_close(actual, wanted)
@@ -90,3 +91,15 @@ def test_a_window_counts_the_row_itself() -> None:
 @masks
 def test_packed_attention_matches_reference_on_gpu(lens: tuple[int, ...], H: int, G: int, mask: Mask, gpu: str) -> None:
     assert_same(draw(lens, H, G, 128, torch.bfloat16, gpu), lens, mask)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [1.0, 0.3, 0.11, 0.07])
+def test_a_row_may_see_nothing_of_a_whole_tile(scale: float, gpu: str) -> None:
+    """Whichever way the product of its hidden scores and the scale is rounded."""
+    assert_same(draw((5, 333), 4, 2, 64, torch.bfloat16, gpu), (5, 333), Mask(window=7), scale)
+
+
+def test_a_hidden_score_times_any_scale_is_exact() -> None:
+    scales = torch.rand(10_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal((scales * HIDDEN.value).double(), scales.double() * HIDDEN.value)
