@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trefoil_kernels import linear
+from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.float8 import Float8, has_float8, rounded_rows, to_float8
 from trefoil_kernels.launch import runs_triton, with_whole_rows
 
@@ -75,6 +76,8 @@ def float8_linear(x_TM: Tensor, weight: Float8, bias_F: Tensor | None = None) ->
             return linear.on_triton(x_TM, weight.codes_FM, bias_F, weight.scales_F)
         if len(x_TM) and x_TM.is_cuda and has_float8() and not any(size % MULTIPLE for size in weight.codes_FM.shape):
             return _scaled_product(x_TM, weight, bias_F)
+    if native := native_for(x_TM, weight.codes_FM):
+        return native.product(x_TM, weight.codes_FM, bias_F, weight.scales_F)
     return reference(x_TM, weight, bias_F)
 
 

@@ -93,8 +93,12 @@ def pack_float8(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight:
 
 
 def laid_out(weight: Float8, bias_F: Tensor | None = None) -> Weight:
-    """The same weight, as the native library likes it where it has such a layout."""
-    return Float8Weight(weight, bias_F)
+    """The same weight, laid out where the processor turns codes into bfloat16 at once (AVX-512 VBMI)."""
+    native, kind = library.native(), KINDS[torch.float8_e4m3fn]
+    data = None if native is None else native.pack(weight.codes_FM, kind)
+    if data is None:
+        return Float8Weight(weight, bias_F)
+    return NativeWeight(Packed(data, kind, len(weight.codes_FM), bias_F, weight.scales_F))
 
 
 def has_int4() -> bool:

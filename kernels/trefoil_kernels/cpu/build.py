@@ -49,12 +49,11 @@ class Variant:
 
 
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "fma"})
+AVX512_BF16 = AVX512 | {"avx512_bf16", "avx512_vnni"}
+BF16_TARGET = ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni")
 VARIANTS = (
-    Variant(
-        "avx512_bf16",
-        AVX512 | {"avx512_bf16", "avx512_vnni"},
-        ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
-    ),
+    Variant("avx512_vbmi", AVX512_BF16 | {"avx512vbmi"}, (*BF16_TARGET, "-mavx512vbmi")),
+    Variant("avx512_bf16", AVX512_BF16, BF16_TARGET),
     Variant("avx512", AVX512, ("-march=x86-64-v4",)),
     Variant("avx2", frozenset({"avx2", "fma", "bmi2", "f16c", "movbe"}), ("-march=x86-64-v3",)),
     Variant("asimd", frozenset({"asimd"}), ("-march=armv8-a",)),

@@ -55,7 +55,7 @@ from trefoil_kernels.masks import Mask
 
 log = structlog.get_logger()
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 5}
 PAGE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 4, torch.float8_e4m3fn: 5, torch.float8_e5m2: 6}
 """What pages may be kept in, whichever of the first two a model computes in."""
 ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "gelu_tanh": 4}
@@ -182,7 +182,7 @@ class Native:
     ) -> Tensor:
         """x @ weight.T * scales + bias, [T, F] of x's dtype; the weight is contiguous, x's rows are.
 
-        Weights are float32, bfloat16, or int8 with float32 `scales_F`; the bias has x's dtype.
+        Weights are float32, bfloat16, or int8 or float8_e4m3fn with float32 `scales_F`; the bias has x's dtype.
         """
         rows, width = x_TM.shape
         outs = weight_FM.shape[0]

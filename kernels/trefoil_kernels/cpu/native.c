@@ -39,6 +39,7 @@ INLINE floats in_order(enum kind kind, const void *row, long at) {
         ints wide = __builtin_convertvector(*(const halves_at *)((const uint16_t *)row + at), ints);
         return (floats)(wide << 16);
     }
+    if (kind == E4M3) return widened_codes(E4M3, row, at);
     return widened_bytes((const int8_t *)row + at);
 }
 
@@ -160,6 +161,7 @@ INLINE void lone(enum kind kind, const void *weight, const float *line, long wid
 DOTS_OF(F32)
 DOTS_OF(BF16)
 DOTS_OF(INT8)
+DOTS_OF(E4M3)
 
 #define CALL_DOTS(kind) \
     (rows == 2 ? dots_##kind##_OUTS_2 : dots_##kind##_OUTS_ROWS)(weights, lines, line_stride, width, totals)
@@ -170,6 +172,7 @@ INLINE void dot_tile(
 ) {
     if (kind == F32) CALL_DOTS(F32);
     else if (kind == BF16) CALL_DOTS(BF16);
+    else if (kind == E4M3) CALL_DOTS(E4M3);
     else CALL_DOTS(INT8);
 }
 
@@ -178,7 +181,7 @@ INLINE void dot_tile(
 struct product {
     const void *x, *weight, *bias;
     void *out;
-    const float *scales; /* one an output, of INT8 weights; else NULL */
+    const float *scales; /* one an output, of INT8 and E4M3 weights; else NULL */
     int64_t rows, x_stride, outs, width;
     int32_t kind, weight_kind; /* of x, bias and out; of the weight */
 };
@@ -210,6 +213,7 @@ INLINE void add_lone(enum kind kind, const struct product *p, long first, long o
     const void *weight = shifted(kind, p->weight, first * p->width);
     if (kind == F32) lone_F32(weight, line, p->width, outs, totals);
     else if (kind == BF16) lone_BF16(weight, line, p->width, outs, totals);
+    else if (kind == E4M3) lone_E4M3(weight, line, p->width, outs, totals);
     else lone_INT8(weight, line, p->width, outs, totals);
 }
 
@@ -271,6 +275,7 @@ int trefoil_product(const struct product *p) {
     switch (p->weight_kind) {
     case F32: run_product(F32, p, lines); break;
     case BF16: run_product(BF16, p, lines); break;
+    case E4M3: run_product(E4M3, p, lines); break;
     default: run_product(INT8, p, lines);
     }
     free(lines);

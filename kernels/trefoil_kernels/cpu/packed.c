@@ -6,7 +6,10 @@
 
    Bytes meet bytes: weights unsigned, activations signed, rounded row by row in groups that have a scale each. With
    u = w + middle, sum(u x) - middle sum(x) = sum(w x): what the offset adds is known before the group begins. Weights
-   of 4 bits carry a float16 scale for each output and group of 32, two numbers a byte. */
+   of 4 bits carry a float16 scale for each output and group of 32, two numbers a byte.
+
+   8-bit floats become bfloat16, of which each of theirs is one, by a table in registers (vpermi2b): for few rows on
+   their way into the tile, for many a task's panels at once. */
 
 #include <sys/mman.h>
 
@@ -23,7 +26,7 @@ enum { GROUP_BYTES_INT8 = BYTE_GROUP * PANEL, GROUP_BYTES_INT4 = NIBBLE_BLOCK };
 
 struct packed_weight {
     const void *data, *bias;
-    const float *scales; /* one an output, of INT8; else NULL */
+    const float *scales; /* one an output, of INT8 and E4M3; else NULL */
     void *out;
     int64_t outs, out_stride;
 };
@@ -52,6 +55,7 @@ INLINE long panel_bytes(enum kind kind, long width) {
     case F32: return width * PANEL * 4;
     case BF16: return rounded_up(width, 2) * PANEL * 2;
     case INT8: return rounded_up(width, BYTE_GROUP) * PANEL;
+    case E4M3: return rounded_up(width, 2) * PANEL;
     default: return rounded_up(width, NIBBLE_GROUP) / NIBBLE_GROUP * NIBBLE_BLOCK;
     }
 }
@@ -63,6 +67,9 @@ int64_t trefoil_packed_bytes(int32_t kind, int64_t outs, int64_t width) {
 #endif
 #ifndef __AVX512VNNI__
     if (kind == INT8 || kind == INT4) return 0;
+#endif
+#ifndef __AVX512VBMI__
+    if (kind == E4M3) return 0;
 #endif
     return (outs + PANEL - 1) / PANEL * panel_bytes(kind, width);
 }
@@ -84,6 +91,9 @@ void trefoil_pack(int32_t kind, const void *weight, const uint16_t *scales, char
                 if (kind == F32) ((float *)panel)[k * PANEL + o] = ((const float *)weight)[from];
                 else if (kind == BF16)
                     ((uint16_t *)panel)[(k / 2 * PANEL + o) * 2 + k % 2] = ((const uint16_t *)weight)[from];
+                else if (kind == E4M3) /* as unpacklo and unpackhi lay two outputs' sixteenths apart */
+                    panel[k / 2 * 2 * PANEL + o % LANES / 4 * 16 + o / LANES * 8 + o % 4 * 2 + k % 2] =
+                        ((const char *)weight)[from];
                 else if (kind == INT8) panel[(k / 4 * PANEL + o) * 4 + k % 4] = (char)(((const int8_t *)weight)[from] + 128);
                 else {
                     char *block = panel + k / NIBBLE_GROUP * NIBBLE_BLOCK;
@@ -152,6 +162,99 @@ INLINE void tile_BF16(int rows, const char *panel, const struct lines *x, long r
 }
 #else
 INLINE void tile_BF16(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {}
+#endif
+
+#ifdef __AVX512VBMI__
+static uint8_t high_bytes[128], low_bytes[128]; /* of what a code without its sign is in bfloat16 */
+
+__attribute__((constructor)) static void fill_tables(void) {
+    for (int code = 0; code < 128; code++) {
+        uint16_t number = narrowed(widened_code((uint8_t)code));
+        high_bytes[code] = (uint8_t)(number >> 8);
+        low_bytes[code] = (uint8_t)number;
+    }
+}
+
+/* A pair of numbers along `in` of each output: of the first LANES outputs, and of the others. */
+INLINE void load_codes(const char *at, __m512i *first, __m512i *second) {
+    __m512i codes = _mm512_loadu_si512(at);
+    __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(high_bytes), codes, _mm512_loadu_si512(high_bytes + 64));
+    __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(low_bytes), codes, _mm512_loadu_si512(low_bytes + 64));
+    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* high | codes & sign */
+    *first = _mm512_unpacklo_epi8(low, high);
+    *second = _mm512_unpackhi_epi8(low, high);
+}
+
+INLINE __m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+INLINE __m512 odd_of(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {
+    __m512 sums[MOST_ROWS][2];
+    const char *line = x->data + row * x->stride;
+    UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    for (long k = 0; k < width; k += 2) {
+        __m512i first, second;
+        load_codes(panel + k * PANEL, &first, &second);
+        __builtin_prefetch(panel + k * PANEL + READ_AHEAD);
+        UNROLL for (int r = 0; r < rows; r++) {
+            __m512bh own = (__m512bh)four_bytes(line + r * x->stride + k * 2);
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)first, own);
+            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], (__m512bh)second, own);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        _mm512_storeu_ps(totals[r], sums[r][0]);
+        _mm512_storeu_ps(totals[r] + LANES, sums[r][1]);
+    }
+}
+
+/* The same with rows of float32. */
+INLINE void tile_E4M3_F32(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {
+    __m512 sums[MOST_ROWS][2];
+    const float *line = (const float *)(x->data + row * x->stride);
+    long stride = x->stride / sizeof(float);
+    UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    for (long k = 0; k < width; k += 2) {
+        __m512i first, second;
+        load_codes(panel + k * PANEL, &first, &second);
+        __builtin_prefetch(panel + k * PANEL + READ_AHEAD);
+        UNROLL for (int r = 0; r < rows; r++) {
+            __m512 even = _mm512_set1_ps(line[r * stride + k]), odd = _mm512_set1_ps(line[r * stride + k + 1]);
+            sums[r][0] = _mm512_fmadd_ps(even_of(first), even, sums[r][0]);
+            sums[r][1] = _mm512_fmadd_ps(even_of(second), even, sums[r][1]);
+            sums[r][0] = _mm512_fmadd_ps(odd_of(first), odd, sums[r][0]);
+            sums[r][1] = _mm512_fmadd_ps(odd_of(second), odd, sums[r][1]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        _mm512_storeu_ps(totals[r], sums[r][0]);
+        _mm512_storeu_ps(totals[r] + LANES, sums[r][1]);
+    }
+}
+
+/* A panel as F32 or BF16 has it. Of F32 it may write one number an output too many. */
+INLINE void widen_panel(enum kind kind, const char *panel, long width, char *to) {
+    for (long k = 0; k < width; k += 2) {
+        __m512i first, second;
+        load_codes(panel + k * PANEL, &first, &second);
+        if (kind == BF16) {
+            _mm512_storeu_si512(to + k * PANEL * 2, first);
+            _mm512_storeu_si512(to + k * PANEL * 2 + 64, second);
+        } else {
+            float *line = (float *)to + k * PANEL;
+            _mm512_storeu_ps(line, even_of(first));
+            _mm512_storeu_ps(line + LANES, even_of(second));
+            _mm512_storeu_ps(line + PANEL, odd_of(first));
+            _mm512_storeu_ps(line + PANEL + LANES, odd_of(second));
+        }
+    }
+}
+#else
+INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {}
+INLINE void tile_E4M3_F32(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {}
+INLINE void widen_panel(enum kind kind, const char *panel, long width, char *to) {}
 #endif
 
 #ifdef __AVX512VNNI__
@@ -253,7 +356,13 @@ EVERY(TILE, F32)
 EVERY(TILE, BF16)
 EVERY(GROUPED, INT8)
 EVERY(GROUPED, INT4)
-static tile *const tiles[][MOST_ROWS] = {{NAMES(F32)}, {NAMES(BF16)}, {NAMES(INT8)}, {NAMES(INT4)}};
+EVERY(TILE, E4M3)
+EVERY(TILE, E4M3_F32)
+enum { E4M3_F32 = E5M2 + 1 }; /* of rows of float32 */
+static tile *const tiles[][MOST_ROWS] = {
+    [F32] = {NAMES(F32)}, [BF16] = {NAMES(BF16)}, [INT8] = {NAMES(INT8)}, [INT4] = {NAMES(INT4)},
+    [E4M3] = {NAMES(E4M3)}, [E4M3_F32] = {NAMES(E4M3_F32)},
+};
 
 /* ---- rows -------------------------------------------------------------------------------------------------------- */
 
@@ -290,10 +399,12 @@ INLINE void round_row(enum kind kind, const void *x, long width, long group, lon
                       int32_t *offsets) {}
 #endif
 
+INLINE int goes_by_pairs(const struct packed *p) { return p->weight_kind == BF16 || p->weight_kind == E4M3; }
+
 /* Room for rows that must be made anew, else 0. */
 static long line_bytes(const struct packed *p) {
-    if (p->weight_kind == BF16) return p->width % 2 ? (p->width + 1) * 2 : 0;
     if (p->weight_kind == F32) return 0;
+    if (goes_by_pairs(p)) return p->width % 2 ? (p->width + 1) * (p->kind == F32 ? 4 : 2) : 0;
     long group = p->weight_kind == INT8 ? BYTE_GROUP : NIBBLE_GROUP, groups = (p->width + group - 1) / group;
     return groups * (group + sizeof(float) + sizeof(int32_t));
 }
@@ -301,7 +412,7 @@ static long line_bytes(const struct packed *p) {
 static struct lines lines_of(const struct packed *p, char *room) {
     long group = p->weight_kind == INT8 ? BYTE_GROUP : NIBBLE_GROUP, groups = (p->width + group - 1) / group;
     if (!room) return (struct lines){p->x, NULL, NULL, p->x_stride * (p->kind == F32 ? 4 : 2), 0};
-    if (p->weight_kind == BF16) return (struct lines){room, NULL, NULL, (p->width + 1) * 2, 0};
+    if (goes_by_pairs(p)) return (struct lines){room, NULL, NULL, line_bytes(p), 0};
     char *scales = room + p->rows * groups * group, *offsets = scales + p->rows * groups * sizeof(float);
     return (struct lines){room, (const float *)scales, (const int32_t *)offsets, groups * group, groups};
 }
@@ -312,9 +423,10 @@ INLINE void make_line(const struct packed *p, const struct lines *lines, long ro
     float *scales = (float *)lines->scales + row * lines->groups;
     int32_t *offsets = (int32_t *)lines->offsets + row * lines->groups;
     long group = p->weight_kind == INT8 ? BYTE_GROUP : NIBBLE_GROUP, middle = p->weight_kind == INT8 ? 128 : 8;
-    if (p->weight_kind == BF16) {
-        memcpy(to, x, p->width * 2);
-        memset(to + p->width * 2, 0, 2);
+    if (goes_by_pairs(p)) {
+        long size = p->kind == F32 ? 4 : 2;
+        memcpy(to, x, p->width * size);
+        memset(to + p->width * size, 0, size);
     } else if (p->kind == F32) round_row(F32, x, p->width, group, middle, (int8_t *)to, scales, offsets);
     else round_row(BF16, x, p->width, group, middle, (int8_t *)to, scales, offsets);
 }
@@ -359,34 +471,67 @@ INLINE void finish_row(
     for (long o = 0; o < count; o++) put(kind, w->out, row * w->out_stride + first + o, totals[o]);
 }
 
-/* Panels `from` to `to` of one weight by rows `top` to `end`, in tiles of about the same height. */
-INLINE void run_task(
-    enum kind kind, const struct packed *p, const struct packed_weight *w, const struct lines *x, long from, long to,
-    long top, long end
+/* Panels `first` and following, `count` of them, of one weight by rows `top` to `end`, in tiles of about the same
+   height; the panels lie at `data`, as tiles of this kind take them. */
+INLINE void run_tiles(
+    enum kind kind, const struct packed *p, const struct packed_weight *w, const struct lines *x, int tile_kind,
+    const char *data, long first, long count, long top, long end
 ) {
-    long bytes = panel_bytes(p->weight_kind, p->width), count = (end - top + MOST_ROWS - 1) / MOST_ROWS;
-    for (long t = 0; t < count; t++) {
-        long row = top + t * (end - top) / count, rows = top + (t + 1) * (end - top) / count - row;
-        for (long panel = from; panel < to; panel++) {
+    long bytes = panel_bytes(tile_kind == E4M3_F32 ? E4M3 : tile_kind, p->width), heights = (end - top + MOST_ROWS - 1) / MOST_ROWS;
+    for (long t = 0; t < heights; t++) {
+        long row = top + t * (end - top) / heights, rows = top + (t + 1) * (end - top) / heights - row;
+        for (long panel = 0; panel < count; panel++) {
             float totals[MOST_ROWS][PANEL];
-            tiles[p->weight_kind][rows - 1]((const char *)w->data + panel * bytes, x, row, p->width, totals);
-            for (long r = 0; r < rows; r++) finish_row(kind, p, w, row + r, panel * PANEL, totals[r]);
+            tiles[tile_kind][rows - 1](data + panel * bytes, x, row, p->width, totals);
+            for (long r = 0; r < rows; r++) finish_row(kind, p, w, row + r, (first + panel) * PANEL, totals[r]);
         }
     }
 }
 
+/* Are panels made whole before rows meet them? */
+INLINE int is_widened(const struct packed *p) { return p->weight_kind == E4M3 && p->rows > MOST_ROWS; }
+
+/* What the tiles of a product multiply by. */
+INLINE int tile_kind_of(const struct packed *p) {
+    if (p->weight_kind != E4M3) return p->weight_kind;
+    return is_widened(p) ? p->kind : p->kind == F32 ? E4M3_F32 : E4M3;
+}
+
+INLINE void run_task(
+    enum kind kind, const struct packed *p, const struct packed_weight *w, const struct lines *x, long from, long to,
+    long top, long end, char *room
+) {
+    const char *data = (const char *)w->data + from * panel_bytes(p->weight_kind, p->width);
+    if (is_widened(p)) {
+        long bytes = panel_bytes(E4M3, p->width), wide = panel_bytes(kind, p->width);
+        for (long panel = 0; panel < to - from; panel++)
+            widen_panel(kind, data + panel * bytes, p->width, room + panel * wide);
+        data = room;
+    }
+    run_tiles(kind, p, w, x, tile_kind_of(p), data, from, to - from, top, end);
+}
+
 /* Panels of a task: few enough to stay in a second-level cache while rows pass by, and for every thread to have some. */
 INLINE long panels_a_task(const struct packed *p, long panels) {
-    long most = BLOCK_BYTES / panel_bytes(p->weight_kind, p->width), even = panels / (4 * omp_get_max_threads());
+    long bytes = panel_bytes(is_widened(p) ? p->kind : p->weight_kind, p->width);
+    long most = BLOCK_BYTES / bytes, even = panels / (4 * omp_get_max_threads());
     if (p->rows <= MOST_ROWS) most = least(most, FEW_PANELS);
     most = least(most, even);
     return most < 1 ? 1 : most;
 }
 
-static void run_packed(const struct packed *p, struct lines *x, int has_lines, int is_small) {
+/* Room in which each thread makes the panels of a task whole, else 0. */
+static long task_bytes(const struct packed *p) {
+    if (!is_widened(p)) return 0;
+    long panel = panel_bytes(p->kind, p->width);
+    return (panel > BLOCK_BYTES ? panel : BLOCK_BYTES) + PANEL * sizeof(float);
+}
+
+static void run_packed(const struct packed *p, struct lines *x, int has_lines, int is_small, char *room) {
     long heights = (p->rows + ROWS_A_TASK - 1) / ROWS_A_TASK;
 #pragma omp parallel if (!is_small)
     {
+        char *own = room + omp_get_thread_num() * task_bytes(p);
         if (has_lines) {
 #pragma omp for schedule(static)
             for (long row = 0; row < p->rows; row++) make_line(p, x, row);
@@ -399,8 +544,8 @@ static void run_packed(const struct packed *p, struct lines *x, int has_lines, i
             for (long task = 0; task < widths * heights; task++) {
                 long from = task % widths * step, top = task / widths * ROWS_A_TASK;
                 long to = least(from + step, panels), end = least(top + ROWS_A_TASK, p->rows);
-                if (p->kind == F32) run_task(F32, p, w, x, from, to, top, end);
-                else run_task(BF16, p, w, x, from, to, top, end);
+                if (p->kind == F32) run_task(F32, p, w, x, from, to, top, end, own);
+                else run_task(BF16, p, w, x, from, to, top, end, own);
             }
         }
     }
@@ -408,12 +553,12 @@ static void run_packed(const struct packed *p, struct lines *x, int has_lines, i
 
 /* 0, or 1 where there is no memory. */
 int trefoil_packed_product(const struct packed *p) {
-    long bytes = line_bytes(p), outs = 0;
-    char *room = bytes ? aligned_alloc(64, rounded_up(p->rows * bytes, 64)) : NULL;
+    long lines = rounded_up(p->rows * line_bytes(p), 64), bytes = lines + omp_get_max_threads() * task_bytes(p), outs = 0;
+    char *room = bytes ? aligned_alloc(64, rounded_up(bytes, 64)) : NULL;
     if (bytes && !room) return 1;
     for (long i = 0; i < p->count; i++) outs += p->weights[i].outs;
-    struct lines x = lines_of(p, room);
-    run_packed(p, &x, bytes > 0, p->rows * outs * p->width < SMALL_WORK);
+    struct lines x = lines_of(p, lines ? room : NULL);
+    run_packed(p, &x, lines > 0, p->rows * outs * p->width < SMALL_WORK, room + lines);
     free(room);
     return 0;
 }

@@ -37,6 +37,14 @@ INLINE float widened(uint16_t x) {
     return both.value;
 }
 
+/* What an 8-bit float (e4m3) stands for: its exponent is 120 less than float32's. */
+INLINE float widened_code(uint8_t code) {
+    int size = code & 127;
+    union { uint32_t bits; float value; } both = {size == 127 ? 0x7fc00000 : (uint32_t)(size << 20) + (120 << 23)};
+    float value = size < 8 ? size * 0x1p-9f : both.value;
+    return code & 128 ? -value : value;
+}
+
 /* to the nearest, ties to even; NaN stays NaN */
 INLINE uint16_t narrowed(float x) {
     union { float value; uint32_t bits; } both = {x};
@@ -121,6 +129,7 @@ INLINE float sum(floats x) {
 INLINE float number(enum kind kind, const void *row, long at) {
     if (kind == F32) return ((const float *)row)[at];
     if (kind == BF16) return widened(((const uint16_t *)row)[at]);
+    if (kind == E4M3) return widened_code(((const uint8_t *)row)[at]);
     return (float)((const int8_t *)row)[at];
 }
 
