@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from neighbours import Neighbours
-from trefoil_kernels import linear, low_bit, packed_attention, packed_linear, paged_attention
+from trefoil_kernels import float8, linear, low_bit, packed_attention, packed_linear, paged_attention
 from trefoil_kernels.cpu.build import find_compiler
 from trefoil_kernels.cpu.library import native
 from trefoil_kernels.masks import Mask
@@ -85,12 +85,12 @@ def compare(row: Row, rounds: int) -> None:
 
 
 def linear_rows() -> list[Row]:
-    """Products of the 0.5B shape, weights in bfloat16, float32, 8 and 4 bits."""
+    """Products of the 0.5B shape, weights in bfloat16, float32, 8 bits (whole and floating) and 4 bits."""
     return [
         make(name, F_, M, rows)
         for name, (F_, M) in SHAPES.items()
         for rows in ROWS
-        for make in (bfloat16_row, float32_row, int8_row, int4_row)
+        for make in (bfloat16_row, float32_row, int8_row, float8_row, int4_row)
     ]
 
 
@@ -107,6 +107,11 @@ def float32_row(name: str, F_: int, M: int, rows: int) -> Row:
 def int8_row(name: str, F_: int, M: int, rows: int) -> Row:
     """Beside the same product in bfloat16, which it is to beat."""
     return _low_row(name, F_, M, rows, "int8", low_bit.to_int8, low_bit.pack_int8)
+
+
+def float8_row(name: str, F_: int, M: int, rows: int) -> Row:
+    """The same in 8-bit floats."""
+    return _low_row(name, F_, M, rows, "fp8", float8.to_float8, low_bit.pack_float8)
 
 
 def int4_row(name: str, F_: int, M: int, rows: int) -> Row:

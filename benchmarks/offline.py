@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from load import told
 from report import Record, Run, write_json
 from trefoil import wire
@@ -201,6 +203,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kv-cache-memory", default="1GiB")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", choices=["int8", "int4", "fp8"])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--num-warmups", type=int, default=1)
     parser.add_argument("--kv-waste", action="store_true", help="look at the held pages after every step")
@@ -209,6 +212,7 @@ def main() -> None:
     given = parser.parse_args()
     configure_logs(as_json=False)
     spec = spec_of(given.folder, kv_cache_memory=given.kv_cache_memory, dtype=given.dtype, threads=given.threads)
+    spec = msgspec.structs.replace(spec, quantization=given.quantization)
     run = measure(spec, read_workload(given), num_warmups=given.num_warmups, has_waste=given.kv_waste)
     print(told(run))
     if given.json:

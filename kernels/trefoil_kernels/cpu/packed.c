@@ -488,8 +488,8 @@ INLINE void run_tiles(
     }
 }
 
-/* Are panels made whole before rows meet them? */
-INLINE int is_widened(const struct packed *p) { return p->weight_kind == E4M3 && p->rows > MOST_ROWS; }
+/* Are panels made whole before rows meet them? It pays from five tiles on. */
+INLINE int is_widened(const struct packed *p) { return p->weight_kind == E4M3 && p->rows > 5 * MOST_ROWS; }
 
 /* What the tiles of a product multiply by. */
 INLINE int tile_kind_of(const struct packed *p) {
