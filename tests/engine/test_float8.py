@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from torch import Tensor
 
 import tiny
 from engine_world import generator, request, run
 from trefoil.errors import InvalidSetting
 from trefoil.settings import Settings
-from trefoil_kernels.cpu.library import native
+from trefoil_kernels.cpu.library import KINDS, Native, native
 from trefoil_models import checkpoint
 from trefoil_models.attend import packed_rows
 from trefoil_models.packing import pack
@@ -60,6 +61,20 @@ def test_answers_are_those_of_rounded_weights(family: str, tmp_path: Path) -> No
     for n, ids in enumerate(prompts):
         wanted = theirs.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, eos_token_id=None)
         assert answers[str(n), 0] == wanted[0, len(ids) :].tolist()
+
+
+def test_decode_steps_are_taped(tmp_path: Path, library: Native) -> None:
+    if not library.packs(KINDS[torch.float8_e4m3fn]):
+        pytest.skip("this processor has no AVX-512 VBMI: torch or plain products serve, untaped")
+    folder = tiny.checkpoint(tmp_path / "m", "llama")
+    asked = [request(str(n), ids, 20) for n, ids in enumerate(tiny.draw_ids(1, 9, 30))]
+    called, taped = (
+        generator(folder, lay_out=lambda own: pack(own, "fp8"), recorder=recorder, dtype=torch.bfloat16)
+        for recorder in (None, library)
+    )
+    with capture_logs() as logs:
+        assert run(taped, asked) == run(called, asked)
+    assert "no_tape" not in {log["event"] for log in logs}
 
 
 @pytest.mark.parametrize(
