@@ -82,16 +82,27 @@ def test_a_format_is_followed_or_refused(http: httpx.Client, asked: dict[str, An
 
 LINKS = [{"type": "array", "items": {"$ref": f"#/$defs/{n + 1}"}} for n in range(3000)]
 DEEP_SCHEMA = {"$ref": "#/$defs/0", "$defs": {**{str(n): link for n, link in enumerate(LINKS)}, "3000": {}}}
-DEEP_RULES = "start: r0\n" + "".join(f'r{n}: "a" r{n + 1}\n' for n in range(9000)) + 'r9000: "b"'
+
+
+def deep_rules(depth: int) -> str:
+    return "start: r0\n" + "".join(f'r{n}: "a" r{n + 1}\n' for n in range(depth)) + f'r{depth}: "b"'
+
+
+DEEP_RULES = deep_rules(9000)
+MISSING = "start: " + "x? " * 1000 + "\nx: " + " | ".join(f"y{n}" for n in range(1000))
+MISSING += "".join(f'\ny{n}: "a{n}"? "b"' for n in range(1000))
 
 
 @pytest.mark.parametrize(
     "asked", [{"structured_outputs": {"json": DEEP_SCHEMA}}, {"grammar": DEEP_RULES}], ids=["schema", "rules"]
 )
-def test_a_form_as_deep_as_may_be_ends_no_process(http: httpx.Client, asked: dict[str, Any]) -> None:
-    """The library descends a level of stack for each, and 2000 were the end of the server."""
-    answer = http.post(COMPLETIONS, json={"model": "a", "prompt": PROMPT, "max_tokens": 3, **asked})
-    assert answer.status_code == 200, answer.text
+def test_a_form_however_deep_ends_no_process(http: httpx.Client, asked: dict[str, Any]) -> None:
+    """The library descends a level of stack for each before it counts them, and 2000 were the end of the server."""
+    sent = {"model": "a", "prompt": PROMPT, "max_tokens": 3}
+    answer = http.post(COMPLETIONS, json={**sent, **asked})
+    assert answer.status_code == 400, answer.text
+    assert re.search("too big .limit for this grammar: |more than 3000", answer.json()["error"]["message"])
+    assert http.post(COMPLETIONS, json={**sent, "grammar": deep_rules(600)}).status_code == 200
     rules = "\n".join(f'r{n} ::= "a"' for n in range(2000))
     refused = http.post(COMPLETIONS, json={"model": "a", "prompt": PROMPT, "grammar": f"root ::= r0\n{rules}"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "grammar")
@@ -107,9 +118,12 @@ def test_any_object_is_an_object_as_far_as_it_goes(client: openai.OpenAI) -> Non
         assert isinstance(json.loads(text), dict)
 
 
+MARKS = "".join(map(chr, range(1, 128)))
 WANTED: dict[str, tuple[dict[str, Any], str]] = {
     "regex": ({"regex": r"[A-Z][a-z]{2,9} \d{4}"}, r"[A-Z][a-z]{2,9} \d{4}"),
     "choice": ({"choice": ["yes, of course", "no", "日本\n"]}, "yes, of course|no|日本\n"),
+    "choice of marks": ({"choice": [MARKS, "/" + MARKS]}, f"/?{re.escape(MARKS)}"),
+    "many choices": ({"choice": [f"n{n:05}" for n in range(10_000)]}, r"n\d{5}"),
     "grammar": ({"grammar": SUMS}, r"(\d{1,2}|\([a-c]\))([+-](\d{1,2}|\([a-c]\))){1,3}"),
     "outputs": ({"structured_outputs": {"regex": "(ab)+c"}}, "(ab)+c"),
     "outputs-json": ({"structured_outputs": {"json": '{"enum": [1, "aa", "bb", 22]}'}}, '1|22|"(aa|bb)"'),
@@ -189,6 +203,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "grammar": ({"grammar": "root ::= undefined"}, "grammar"),
     "no root": ({"grammar": 'x ::= "a"'}, "grammar"),
     "long": ({"grammar": 'root ::= "' + "a" * 300_000 + '"'}, "grammar"),
+    "parts that may all be missing": ({"grammar": MISSING}, "grammar"),  # a token took minutes
+    "expression": ({"regex": "a?" * 10_000}, "regex"),
     "two demands": ({"regex": "a", "choice": ["a"]}, "choice"),
     "beams": ({"regex": "a", "use_beam_search": True}, "use_beam_search"),
     "min_tokens": ({"regex": "a", "min_tokens": 3}, "min_tokens"),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from llguidance import LLMatcher
 
 import tiny
@@ -11,6 +12,7 @@ import trefoil_models
 from engine_world import answers, finish, generator, request, run
 from trefoil import wire
 from trefoil.api.grammar import of_choice, of_regex, of_rules
+from trefoil.engine.grammar import Grammars
 from trefoil_models.tokenizer import Tokenizer
 
 WORDS = of_regex("[a-z]{5,9}( [a-z]{1,9}){2}!", "").grammar()
@@ -52,6 +54,15 @@ def test_one_that_leads_nowhere_fails_alone(llama: Path) -> None:
     events = finish(engine)
     assert [event.id for event in events if isinstance(event, wire.Failed)] == ["lost"]
     assert answers(events)["free", 0] == run(generator(llama), [request("free", [5, 6, 7], 9)])["free", 0]
+
+
+def test_a_choice_that_begins_another_may_end_or_go_on(llama: Path) -> None:
+    tokenizer = Tokenizer.load(llama)
+    guide = Grammars(tokenizer, vocab_size=300, eos_ids=[EOS_ID]).guide(of_choice(["no", "now"], "").grammar())
+    for letter in "no":
+        guide.take(tokenizer.encode_ids(letter)[0])
+    allowed = (~guide.forbidden(torch.device("cpu"))).nonzero().flatten().tolist()
+    assert allowed == sorted([EOS_ID, *tokenizer.encode_ids("w")])
 
 
 def test_an_encoder_decoder_begins_with_a_whole_word() -> None:

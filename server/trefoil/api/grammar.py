@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from llguidance import LLMatcher, regex_to_lark
+from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,18 @@ MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_CHOICES = 10_000
 MOST_GBNF_RULES = 1000
 """They are read in Python, in a second for as many and in four for twice as many."""
+MOST_FUEL = 40_000
+"""What the library may spend on expressions. It compiles 8000 optional letters for as much, in 1.2 s."""
+MOST_SYMBOLS_OF_SCHEMAS = 8_000
+"""In the rules that the library makes: 1000 optional properties, in 0.2 s. Its time grows with the square."""
+MOST_SYMBOLS_OF_RULES = 2_000
+"""Parts that may all be missing cost the cube: 0.6 s for a token at 1700 symbols, 3 at 2500, minutes at 5000, and the
+engine computes nothing else meanwhile.
+"""
+MOST_WORDS_OF_RULES = 3_000
+"""Counted before the library counts symbols: it says 2 minutes later that a chain of 9000 rules has too many."""
+WORD = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\]|\\.)*/|\w+|[?*+|]', re.DOTALL)
+META = re.compile(r"[\\.+*?()|\[\]{}^$/\x00-\x1f\x7f]")
 WHITE_SPACE = r"[ \n]?"
 """Between two tokens of JSON: a model in doubt cannot fill its answer with it."""
 OPTIONS = '%llguidance {"no_forcing": true}'
@@ -67,9 +79,12 @@ class StructuredOutputs(BaseModel):
 class Wanted:
     """One demand on the text, and the field it came in; its grammar is still to be made, which can take a while."""
 
-    def __init__(self, param: str, rules: Callable[[], str]) -> None:
-        """`rules`: in Lark's syntax as llguidance reads it."""
+    def __init__(
+        self, param: str, rules: Callable[[], str], *, symbols: int = MOST_SYMBOLS_OF_RULES, fuel: int = MOST_FUEL
+    ) -> None:
+        """`rules`: in Lark's syntax as llguidance reads it, within its measures of what they cost."""
         self.param, self._rules = param, rules
+        self._limits = LLParserLimits(max_grammar_size=symbols, initial_lexer_fuel=fuel, verbose_errors=False)
 
     def grammar(self) -> str:
         """In llguidance's text. Raises InvalidRequest."""
@@ -81,7 +96,7 @@ class Wanted:
             if len(rules) > MAX_GRAMMAR_CHARS:
                 raise InvalidRequest(f"{self.param}: longer than {MAX_GRAMMAR_CHARS} characters", param=self.param)
             made = LLMatcher.grammar_from_lark(f"{rules}\n{OPTIONS}")
-            why = LLMatcher.validate_grammar(made)
+            why = LLMatcher.validate_grammar(made, limits=self._limits)
         except InvalidRequest:
             raise
         except Exception as error:  # a parser of the library raises what it likes
@@ -104,7 +119,7 @@ def _told(why: str) -> str:
 def of_schema(schema: Schema, param: str) -> Wanted:
     """JSON that the schema (https://json-schema.org) allows."""
     asked = {**schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}
-    return Wanted(param, lambda: f"start: %json {json.dumps(asked)}")
+    return Wanted(param, lambda: f"start: %json {json.dumps(asked)}", symbols=MOST_SYMBOLS_OF_SCHEMAS)
 
 
 def of_regex(regex: str, param: str) -> Wanted:
@@ -113,14 +128,21 @@ def of_regex(regex: str, param: str) -> Wanted:
 
 
 def of_choice(choices: list[str], param: str) -> Wanted:
-    """One of these texts."""
-    return Wanted(param, lambda: "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices))
+    """One of these texts: as one expression, whose cost grows with their letters alone."""
+    return Wanted(param, lambda: f"start: /{'|'.join(map(_literal, choices))}/", fuel=MAX_GRAMMAR_CHARS)
+
+
+def _literal(text: str) -> str:
+    """An expression for this very text."""
+    return META.sub(lambda found: f"\\x{{{ord(found[0]):x}}}", text)
 
 
 def of_rules(rules: str, param: str) -> Wanted:
     """Rules in GBNF (`root ::= ...`) or in Lark (`start: ...`). Raises InvalidRequest for too many."""
     if rules.count("::=") > MOST_GBNF_RULES:
         raise InvalidRequest(f"{param}: more than {MOST_GBNF_RULES} rules; Lark's syntax may have more", param=param)
+    if sum(1 for _ in WORD.finditer(rules)) > MOST_WORDS_OF_RULES:
+        raise InvalidRequest(f"{param}: more than {MOST_WORDS_OF_RULES} names, texts and marks", param=param)
     return Wanted(param, lambda: any_to_lark(rules))
 
 
