@@ -21,6 +21,8 @@ SMALLEST_SCALE = 2.0**-126
 FIRST_CHIP = 89
 """From compute capability 8.9 on these are numbers of the chip's own."""
 BLOCK, WARPS = 1024, 4
+AT_ONCE = 1 << 20
+"""Numbers of a matrix that are float32 at the same time while it is rounded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,10 +38,13 @@ class Float8:
 
 
 def to_float8(matrix_FM: Tensor) -> Float8:
-    """The nearest codes, ties to even; a row of zeros stays one."""
-    matrix_FM = matrix_FM.float()
-    scales_F = matrix_FM.abs().amax(1) / GREATEST
-    codes_FM = (matrix_FM / scales_F.clamp(min=SMALLEST_SCALE)[:, None]).to(torch.float8_e4m3fn)
+    """The nearest codes, ties to even; a row of zeros stays one. Takes a few rows at a time, so needs little memory."""
+    codes_FM = torch.empty(matrix_FM.shape, dtype=torch.float8_e4m3fn, device=matrix_FM.device)
+    scales_F = torch.empty(len(matrix_FM), dtype=torch.float32, device=matrix_FM.device)
+    rows = max(1, AT_ONCE // matrix_FM.shape[1])
+    for part_RM, codes_RM, scales_R in zip(*(x.split(rows) for x in (matrix_FM, codes_FM, scales_F)), strict=True):
+        torch.div(part_RM.abs().amax(1).float(), GREATEST, out=scales_R)
+        codes_RM.copy_(part_RM.float() / scales_R.clamp(min=SMALLEST_SCALE)[:, None])
     return Float8(codes_FM, scales_F)
 
 
