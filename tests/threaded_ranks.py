@@ -47,7 +47,8 @@ def on_ranks(count: int, work: Callable[[Threads], T]) -> list[T]:
 
     def one(rank: int) -> T:
         try:
-            return work(Threads(Share(rank, count), barrier, held))
+            with torch.inference_mode():
+                return work(Threads(Share(rank, count), barrier, held))
         except BaseException:
             barrier.abort()
             raise

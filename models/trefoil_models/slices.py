@@ -129,7 +129,8 @@ class Slices:
         for name in list(self._parts()):
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, Summed(model.get_submodule(name), ranks))
-        if len(model.lm_head.weight) < len(self.whole.lm_head.weight):
+        head = getattr(self.whole, "lm_head", None)
+        if isinstance(head, NextToken) and len(model.lm_head.weight) < len(head.weight):
             model.lm_head = GatheredNextToken(model.lm_head, ranks)
 
     def _parts(self) -> Iterator[str]:
@@ -173,8 +174,8 @@ def rank_config(family: str, config: Any, ranks: int) -> Any:
 
 def narrow_head(model: Any, ranks: int) -> None:
     """Give a hollow model's head a rank's rows of the vocabulary, where they divide; else every rank has all."""
-    head = model.lm_head
-    if len(head.weight) % ranks == 0:
+    head = getattr(model, "lm_head", None)
+    if isinstance(head, NextToken) and head.bias is None and len(head.weight) % ranks == 0:
         head.weight = nn.Parameter(head.weight.new_empty(len(head.weight) // ranks, head.weight.shape[1]))
 
 

@@ -43,7 +43,7 @@ def test_its_tokens_are_the_published_models_own(server: Server, folders: dict[s
         ids.append(int(scores_V.argmax()))
         wanted.append(float(scores_V.max()))
     assert answer["choices"][0]["logprobs"]["token_logprobs"] == pytest.approx(wanted, abs=1e-4)
-    assert server.said('event=no_tapes model=a why="a step that ranks share is computed call by call"')
+    assert server.said('event=no_tapes model=a why="a pass that ranks share is computed call by call"')
 
 
 def test_the_loss_of_a_rank_is_told_at_once_and_mended(server: Server) -> None:

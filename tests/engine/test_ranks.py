@@ -8,7 +8,8 @@ import torch
 from llguidance import LLMatcher
 
 import tiny
-from engine_world import answers, finish, generator, request
+import tiny_pairs
+from engine_world import answers, finish, generator, request, run
 from threaded_ranks import Threads, on_ranks
 from trefoil import wire
 from trefoil.engine.generator import Generator
@@ -106,3 +107,17 @@ def test_two_ranks_answer_as_one_process(family: str, tmp_path: Path) -> None:
     assert ids == others == wanted
     assert scores == pytest.approx(wanted_scores, abs=1e-4)
     assert stats == other_stats
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_two_ranks_of_an_encoder_decoder_answer_as_one_process(family: str, tmp_path: Path) -> None:
+    folder = tiny_pairs.checkpoint(tmp_path, family)
+    sources = tiny.draw_ids(9, 17, 30, vocab=300)
+    kinds = [{}, {"temperature": 0.8, "seed": 3}, {"beams": 3, "n": 2}]
+    requests = [
+        request(f"{n}", [0], 8, source=source, **kind)
+        for n, (source, kind) in enumerate(zip(sources, kinds, strict=True))
+    ]
+    wanted = run(generator(folder), requests)
+    ids, others = on_ranks(2, lambda ranks: run(generator(folder, ranks=ranks), requests))
+    assert ids == others == wanted

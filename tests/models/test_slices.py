@@ -23,15 +23,20 @@ BIASED = {"attention_bias": True, "mlp_bias": True}
 VARIANTS: dict[str, dict[str, Any]] = {"internlm3": BIASED, "deepseek_v2": {"q_lora_rank": None}}
 
 
+def joined(folder: Path, ranks: Threads) -> checkpoint.Model:
+    """A rank's model, laid out."""
+    blueprint = checkpoint.inspect(folder, ranks.share)
+    model = blueprint.load(dtype=torch.float32)
+    pack(model)
+    assert blueprint.slices is not None
+    blueprint.slices.join(model, ranks)
+    return model
+
+
 def logits(folder: Path, ranks: Threads) -> Tensor:
     """Of one rank, which are all ranks'."""
-    blueprint = checkpoint.inspect(folder, ranks.share)
-    with torch.inference_mode():
-        model = blueprint.load(dtype=torch.float32)
-        pack(model)
-        assert blueprint.slices is not None
-        blueprint.slices.join(model, ranks)
-        return model.lm_head.logits(model(*packed_rows([IDS])))
+    model = joined(folder, ranks)
+    return model.lm_head.logits(model(*packed_rows([IDS])))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -98,9 +103,16 @@ def test_a_bias_by_distance_is_refused(tmp_path: Path) -> None:
         checkpoint.inspect(folder, Share(0, 2))
 
 
-def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    folder = tiny_encoders.checkpoint(tmp_path, "bert", "ForMaskedLM")
-    with pytest.raises(
-        CheckpointError, match="--tensor-parallel-size 2: the family bert is not sliced; allowed here: 1"
-    ):
-        checkpoint.inspect(folder, Share(0, 2))
+@pytest.mark.parametrize("family", tiny_encoders.NAMES)
+def test_two_ranks_of_an_encoder_give_the_published_scores(family: str, tmp_path: Path) -> None:
+    folder = tiny_encoders.checkpoint(tmp_path, family, "ForMaskedLM")
+
+    def scores(ranks: Threads) -> Tensor:
+        model = joined(folder, ranks)
+        return model.heads["mask"](model(*packed_rows([IDS])))
+
+    first, second = on_ranks(2, scores)
+    with torch.no_grad():
+        wanted = tiny_encoders.oracle(folder)(torch.tensor([IDS])).logits[0]
+    assert torch.equal(first, second)
+    assert (first - wanted).abs().max() < 1e-4

@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class Config:
     num_groups: int
     group_len: int
     length_pivot: None = None
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        return replace(self, shared=self.shared.divided(ranks))
 
     @property
     def vocab_size(self) -> int:
@@ -61,8 +65,10 @@ class Attention(nn.Module):
     def __init__(self, config: bert.Config) -> None:
         super().__init__()
         self.heads = config.heads
-        self.scale = (config.width // config.heads) ** -0.5
-        self.query, self.key, self.value, self.dense = (Linear(config.width, config.width) for _ in range(4))
+        self.scale = config.head_dim**-0.5
+        heads_out = config.heads * config.head_dim
+        self.query, self.key, self.value = (Linear(config.width, heads_out) for _ in range(3))
+        self.dense = Linear(heads_out, config.width)
         self.LayerNorm = LayerNorm(config.width, config.eps)
 
     def forward(self, x_TM: Tensor, attend: Attend, site: int) -> Tensor:

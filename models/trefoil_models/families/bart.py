@@ -5,8 +5,8 @@ An encoder that sees its whole input and a decoder that recalls it. Learned posi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.scaled import scaled
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
 from trefoil_models.heads import Head, Heads, NextToken
 from trefoil_models.layers import Embedding, LayerNorm, Linear, activated
 
@@ -33,6 +33,12 @@ class Side:
     num_layers: int
     inner: int
     heads: int
+    head_dim: int
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
+        return replace(self, heads=heads, inner=inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,10 @@ class Config:
     is_tied: bool
     longest: int
     length_pivot: None = None
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's. Raises Indivisible."""
+        return replace(self, encoder=self.encoder.divided(ranks), decoder=self.decoder.divided(ranks))
 
 
 def read_config(keys: Keys) -> Config:
@@ -81,16 +91,18 @@ def _side(keys: Keys, name: str, width: int) -> Side:
     if width % heads:
         raise CheckpointError(f"config.json: d_model {width} is no multiple of {name}_attention_heads {heads}")
     num_layers = keys.size(f"{name}_layers", 12, most=MOST_LAYERS)
-    return Side(num_layers, keys.size(f"{name}_ffn_dim", 4096), heads)
+    return Side(num_layers, keys.size(f"{name}_ffn_dim", 4096), heads, width // heads)
 
 
 class Attention(nn.Module):
     """Queries from one side, keys and values from the same or the other."""
 
-    def __init__(self, width: int, heads: int, site: int) -> None:
+    def __init__(self, width: int, side: Side, site: int) -> None:
         super().__init__()
-        self.site, self.heads, self.scale = site, heads, (width // heads) ** -0.5
-        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (Linear(width, width) for _ in range(4))
+        self.site, self.heads, self.scale = site, side.heads, side.head_dim**-0.5
+        heads_out = side.heads * side.head_dim
+        self.k_proj, self.v_proj, self.q_proj = (Linear(width, heads_out) for _ in range(3))
+        self.out_proj = Linear(heads_out, width)
 
     def keys(self, x_TM: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of these rows, [T, H, D] each."""
@@ -115,7 +127,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: Config, side: Side, site: int) -> None:
         super().__init__()
         self.norms_first, self.activate = config.norms_first, ACTIVATIONS[config.activation]
-        self.self_attn = Attention(config.width, side.heads, site)
+        self.self_attn = Attention(config.width, side, site)
         self.self_attn_layer_norm = LayerNorm(config.width, EPS)
         self.fc1, self.fc2 = Linear(config.width, side.inner), Linear(side.inner, config.width)
         self.final_layer_norm = LayerNorm(config.width, EPS)
@@ -130,7 +142,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: Config, side: Side, site: int) -> None:
         super().__init__()
         self.norms_first, self.activate = config.norms_first, ACTIVATIONS[config.activation]
-        self.self_attn, self.encoder_attn = (Attention(config.width, side.heads, site) for _ in range(2))
+        self.self_attn, self.encoder_attn = (Attention(config.width, side, site) for _ in range(2))
         self.self_attn_layer_norm, self.encoder_attn_layer_norm, self.final_layer_norm = (
             LayerNorm(config.width, EPS) for _ in range(3)
         )
@@ -217,7 +229,7 @@ class Model(nn.Module):
     def sites(self) -> tuple[Site, ...]:
         """The decoder's; what a site remembers has the shape of its own keys."""
         side = self.config.decoder
-        return (Site(side.heads, self.config.width // side.heads),) * side.num_layers
+        return (Site(side.heads, side.head_dim),) * side.num_layers
 
     def encode(self, rows: Rows, here: Attend, there: Attend) -> Tensor:
         """The encoder's output for these rows, [T, M]; the decoder's side remembers what it will recall of it."""

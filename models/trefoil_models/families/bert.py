@@ -5,8 +5,8 @@ those of the files.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
 from trefoil_models.heads import Head, Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, activated, side_by_side
 
@@ -30,6 +30,7 @@ class Config:
     inner: int
     num_layers: int
     heads: int
+    head_dim: int
     num_positions: int
     num_types: int
     eps: float
@@ -37,6 +38,11 @@ class Config:
     is_tied: bool
     first_position: int = 0
     length_pivot: None = None
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
+        return replace(self, heads=heads, inner=inner)
 
     @property
     def longest(self) -> int:
@@ -74,6 +80,7 @@ def read_bert(
         inner=keys.size("intermediate_size", inner),
         num_layers=keys.size("num_hidden_layers", 12, most=MOST_LAYERS),
         heads=heads,
+        head_dim=width // heads,
         num_positions=num_positions,
         num_types=keys.size("type_vocab_size", 2),
         eps=keys.number("layer_norm_eps", 1e-12),
@@ -114,8 +121,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads = site, config.heads
-        self.scale = (config.width // config.heads) ** -0.5
-        self.query, self.key, self.value = (Linear(config.width, config.width) for _ in range(3))
+        self.scale = config.head_dim**-0.5
+        heads_out = config.heads * config.head_dim
+        self.query, self.key, self.value = (Linear(config.width, heads_out) for _ in range(3))
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = (
@@ -142,7 +150,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.self = SelfAttention(config, site)
-        self.output = AddNorm(config.width, config.width, config.eps)
+        self.output = AddNorm(config.heads * config.head_dim, config.width, config.eps)
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         return self.output(self.self(x_TM, attend), x_TM)
@@ -201,7 +209,7 @@ class Trunk(nn.Module):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return (Site(self.config.heads, self.config.width // self.config.heads),) * self.config.num_layers
+        return (Site(self.config.heads, self.config.head_dim),) * self.config.num_layers
 
     def forward(self, rows: Rows, attend: Attend) -> Tensor:
         return self.encoder(self.embeddings(rows), attend)

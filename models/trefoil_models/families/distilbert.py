@@ -1,8 +1,8 @@
 """DistilBERT (`distilbert`; Sanh et al., arXiv 1910.01108): bert's layers under other names, no types, no pooler."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
 from trefoil_models.heads import Head, Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, activated, side_by_side
 
@@ -27,10 +27,16 @@ class Config:
     inner: int
     num_layers: int
     heads: int
+    head_dim: int
     longest: int
     activation: str
     is_tied: bool
     length_pivot: None = None
+
+    def divided(self, ranks: int) -> Self:
+        """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
+        return replace(self, heads=heads, inner=inner)
 
 
 def read_config(keys: Keys) -> Config:
@@ -47,6 +53,7 @@ def read_config(keys: Keys) -> Config:
         inner=keys.size("hidden_dim", keys.size("intermediate_size", 3072)),
         num_layers=keys.size("n_layers", keys.size("num_hidden_layers", 6), most=MOST_LAYERS),
         heads=heads,
+        head_dim=width // heads,
         longest=keys.size("max_position_embeddings", 512),
         activation=keys.choice("activation", ACTIVATIONS, "gelu"),
         is_tied=keys.flag("tie_word_embeddings", True),
@@ -74,8 +81,10 @@ class Attention(nn.Module):
     def __init__(self, config: Config, site: int) -> None:
         super().__init__()
         self.site, self.heads = site, config.heads
-        self.scale = (config.width // config.heads) ** -0.5
-        self.q_lin, self.k_lin, self.v_lin, self.out_lin = (Linear(config.width, config.width) for _ in range(4))
+        self.scale = config.head_dim**-0.5
+        heads_out = config.heads * config.head_dim
+        self.q_lin, self.k_lin, self.v_lin = (Linear(config.width, heads_out) for _ in range(3))
+        self.out_lin = Linear(heads_out, config.width)
 
     def forward(self, x_TM: Tensor, attend: Attend) -> Tensor:
         q_THD, k_THD, v_THD = (

@@ -65,14 +65,14 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ran
     ranks.meet(device)
     if blueprint.slices is not None:
         blueprint.slices.join(model, ranks)
-    keys = blueprint.folder.config
+    keys, recorder = blueprint.folder.config, _recorder(spec, device)
     one_pass = OnePass(
         model,
         pooling.to(device),
         max_rows=spec.max_num_batched_tokens,
         max_model_len=limit,
         pad_id=keys.integer("pad_token_id") if "pad_token_id" in keys else None,
-        tape=_encoder_tape(spec, model) if device.type == "cpu" else None,
+        tape=_encoder_tape(spec, model, recorder),
     )
     tasks, side_tasks = tasks_of(blueprint.folder, model.kind, blueprint.heads)
     ready = wire.Ready(
@@ -98,7 +98,7 @@ def start(spec: wire.EngineSpec, say: Callable[[wire.Message], None], ranks: Ran
         prefix_caching=spec.prefix_caching,
         never=never_chosen(model.config.vocab_size, tokenizer),
         capture=_capture(model, device),
-        recorder=_recorder(spec, device),
+        recorder=recorder,
         slices=blueprint.slices,
         grammars=Grammars(
             tokenizer,
@@ -191,16 +191,15 @@ def _capture(model: checkpoint.Model, device: torch.device) -> Capture | None:
 
 
 def _recorder(spec: wire.EngineSpec, device: torch.device) -> Native | None:
-    """Tapes on the CPU, of steps that one process makes alone."""
+    """What makes tapes on the CPU, of passes that one process computes alone."""
     if device.type != "cpu" or spec.num_ranks == 1:
         return native() if device.type == "cpu" else None
-    log.info("no_tapes", model=spec.name, why="a step that ranks share is computed call by call")
+    log.info("no_tapes", model=spec.name, why="a pass that ranks share is computed call by call")
     return None
 
 
-def _encoder_tape(spec: wire.EngineSpec, model: checkpoint.Model) -> EncoderTape | None:
+def _encoder_tape(spec: wire.EngineSpec, model: checkpoint.Model, library: Native | None) -> EncoderTape | None:
     """For encoders of whose passes torch computes nothing."""
-    library = native()
     if library is None or model.kind != "encoder":
         return None
     try:
