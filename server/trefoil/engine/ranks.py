@@ -108,10 +108,10 @@ class Together:
         return part_TM
 
     def beside(self, part_NV: Tensor) -> Tensor:
-        rows, count = len(part_NV), self.share.count
-        all_NV = part_NV.new_empty(count * rows, part_NV.shape[1])
+        (rows, columns), count = part_NV.shape, self.share.count
+        all_NV = part_NV.new_empty(count * rows, columns)
         dist.all_gather_single(all_NV, part_NV)
-        return all_NV.view(count, rows, -1).transpose(0, 1).flatten(1)
+        return all_NV.view(count, rows, columns).transpose(0, 1).reshape(rows, count * columns)
 
 
 def muster(name: str, count: int, meeting: Path) -> Together:
