@@ -211,7 +211,9 @@ INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long r
 }
 
 /* The same with rows of float32. */
-INLINE void tile_E4M3_F32(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {
+INLINE void tile_E4M3_F32(
+    int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]
+) {
     __m512 sums[MOST_ROWS][2];
     const float *line = (const float *)(x->data + row * x->stride);
     long stride = x->stride / sizeof(float);
@@ -253,7 +255,9 @@ INLINE void widen_panel(enum kind kind, const char *panel, long width, char *to)
 }
 #else
 INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {}
-INLINE void tile_E4M3_F32(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {}
+INLINE void tile_E4M3_F32(
+    int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]
+) {}
 INLINE void widen_panel(enum kind kind, const char *panel, long width, char *to) {}
 #endif
 
@@ -477,7 +481,8 @@ INLINE void run_tiles(
     enum kind kind, const struct packed *p, const struct packed_weight *w, const struct lines *x, int tile_kind,
     const char *data, long first, long count, long top, long end
 ) {
-    long bytes = panel_bytes(tile_kind == E4M3_F32 ? E4M3 : tile_kind, p->width), heights = (end - top + MOST_ROWS - 1) / MOST_ROWS;
+    long bytes = panel_bytes(tile_kind == E4M3_F32 ? E4M3 : tile_kind, p->width);
+    long heights = (end - top + MOST_ROWS - 1) / MOST_ROWS;
     for (long t = 0; t < heights; t++) {
         long row = top + t * (end - top) / heights, rows = top + (t + 1) * (end - top) / heights - row;
         for (long panel = 0; panel < count; panel++) {
