@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,10 @@ def backward(name: str, num: int, length: int, H: int, G: int, D: int) -> None:
     show([Row(name, "trefoil", ours, tera, "TFLOP/s"), Row(name, "torch FLASH", flash, tera, "TFLOP/s")], flash())
 
 
-def decode(name: str, num: int, context: int, H: int, G: int, D: int) -> None:
+def decode(name: str, num: int, context: int, H: int, G: int, D: int, dtype: torch.dtype = BF16) -> None:
     """One row a sequence over pages of 16; the amount is what must be read."""
     per = context // 16
-    pages = page_write.Pages(*torch.randn(2, num * per, 16, G, D, dtype=BF16, device="cuda"))
+    pages = page_write.Pages(*torch.randn(2, num * per, 16, G, D, dtype=BF16, device="cuda").to(dtype))
     order = torch.randperm(num * per, device="cuda").view(num, per)
     lens = torch.full((num,), context, device="cuda")
     table, packing = paged_attention.PageTable(order, lens, (context,) * num), Packing((1,) * num)
@@ -182,7 +183,7 @@ def decode(name: str, num: int, context: int, H: int, G: int, D: int) -> None:
     def ours() -> Tensor:
         return paged_attention.paged_attention(*args, mask=Mask.CAUSAL, scale=D**-0.5)
 
-    giga = 2 * num * context * G * D * 2 / 1e9
+    giga = 2 * num * context * G * D * dtype.itemsize / 1e9
     wanted = paged_attention.reference(*args, mask=Mask.CAUSAL, scale=D**-0.5)
     show([Row(name, "trefoil", ours, giga, "GB/s")], wanted)
 
@@ -242,6 +243,8 @@ def kernels() -> None:
     decode("paged decode, 256 x 2k, 32/8 x 128", 256, 2048, 32, 8, 128)
     decode("paged decode, 64 x 8k, 32/8 x 128", 64, 8192, 32, 8, 128)
     decode("paged decode, 1 x 8k, 32/8 x 128", 1, 8192, 32, 8, 128)
+    decode("paged decode, 256 x 2k, 32/8 x 128, pages of fp8", 256, 2048, 32, 8, 128, torch.float8_e4m3fn)
+    decode("paged decode, 64 x 8k, 32/8 x 128, pages of fp8", 64, 8192, 32, 8, 128, torch.float8_e4m3fn)
     one_row("one row x 6144x4096", 6144, 4096)
     one_row("one row x 4096x4096", 4096, 4096)
     one_row("one row x 4096x14336", 4096, 14336)
@@ -302,17 +305,21 @@ def counted(manager: Any, asked: list[list[int]]) -> None:
             )
 
 
-def serve_ours(folder: Path) -> None:
+def serve_ours(folder: Path, quantization: str | None = None) -> None:
     """One stream, then 256 at once."""
     from trefoil import wire
     from trefoil.engine.graphs import CudaCapture
     from trefoil.engine.memory import plan_memory
     from trefoil.engine.startup import build_generator, warm_up
     from trefoil_models import checkpoint
-    from trefoil_models.packing import lay_together
+    from trefoil_models.packing import lay_together, pack_float8_on
 
-    model = checkpoint.load(folder, dtype=BF16, device="cuda")
-    lay_together(model)
+    model = checkpoint.load(folder, dtype=BF16, device="cpu" if quantization else "cuda")
+    if quantization:
+        pack_float8_on(model, torch.device("cuda"))
+    else:
+        lay_together(model)
+    who = f"trefoil, {quantization}" if quantization else "trefoil"
     memory = plan_memory(model.sites, page_size=16, dtype=BF16, budget=40 << 30, max_model_len=2048, max_num_seqs=256)
     engine = build_generator(
         model,
@@ -338,20 +345,25 @@ def serve_ours(folder: Path) -> None:
     wanted = json.loads((folder / "first_tokens.json").read_text())
     got = answers(prompts()[: len(wanted)], 1)
     agreed = sum(got[str(n)][0] == token for n, token in enumerate(wanted))
-    assert agreed >= len(wanted) - 1, f"only {agreed} of {len(wanted)} first tokens are transformers'"
+    assert quantization or agreed >= len(wanted) - 1, f"only {agreed} of {len(wanted)} first tokens are transformers'"
     for _ in range(3):
         start = time.perf_counter()
         answers([prompts()[0][:128]], 129)
         took = (time.perf_counter() - start) / 129
-        print(f"| one stream, 128 in, 128 out | trefoil | {took * 1e3:.2f} ms a token |", flush=True)
+        print(f"| one stream, 128 in, 128 out | {who} | {took * 1e3:.2f} ms a token |", flush=True)
     for _ in range(2):
         start = time.perf_counter()
         answers(prompts(), 256)
         took = time.perf_counter() - start
-        print(f"| 256 x 512 in, 256 out | trefoil | {256 * 256 / took:.0f} tokens/s |", flush=True)
+        print(f"| 256 x 512 in, 256 out | {who} | {256 * 256 / took:.0f} tokens/s |", flush=True)
 
 
-SERVING: dict[str, Callable[[Path], None]] = {"weights": write_weights, "ours": serve_ours, "theirs": serve_theirs}
+SERVING: dict[str, Callable[[Path], None]] = {
+    "weights": write_weights,
+    "ours": serve_ours,
+    "ours in fp8": partial(serve_ours, quantization="fp8"),
+    "theirs": serve_theirs,
+}
 
 
 def serving(limit_s: float) -> None:
