@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--skip-kernels] [--skip-serving]
 
 Prints the tables of docs/measurements.md. No time is printed for a result that is wrong. Needs torch, triton, numpy,
-safetensors, msgspec and structlog, and transformers for the serving part: nothing of the web stack (docs/kernels.md).
+safetensors, msgspec, structlog and setproctitle, and transformers for the serving part: no web stack (docs/kernels.md).
 """
 
 import argparse
