@@ -18,7 +18,7 @@ import torch
 from offline import generating, spec_of
 from trefoil import wire
 from trefoil.engine.generator import Generator
-from trefoil.logs import configure_logs
+from trefoil.engine.sequence import Sequence
 from trefoil_kernels.page_write import page_write
 
 
@@ -35,7 +35,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
-    configure_logs()
     engines = {name: filled(asked, name) for name in asked.kv_cache_dtype}
     times: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(asked.rounds):
@@ -62,25 +61,26 @@ def filled(asked: argparse.Namespace, kv_cache_dtype: str) -> Generator:
             prefix_caching=False,
         )
     )
-    draw_pages(engine)
-    params = wire.SamplingParams(max_tokens=4 + asked.steps * (asked.rounds + 1), temperature=0.0)
+    params = wire.SamplingParams(max_tokens=2 * asked.num_seqs + asked.steps * (asked.rounds + 1), temperature=0.0)
     for n in range(asked.num_seqs):
         engine.submit(wire.Generate(str(n), [1 + n] * asked.context, params))
     while len(engine.scheduler.running) < asked.num_seqs or any(s.num_left > 1 for s in engine.scheduler.running):
         engine.step()
         for sequence in engine.scheduler.running:
-            sequence.computed = max(sequence.computed, len(sequence.ids) - 1)
+            if sequence.num_left > 1:
+                draw(engine, sequence)
     timed(engine, 2)
     return engine
 
 
-def draw_pages(engine: Generator) -> None:
-    """Normal numbers in every slot."""
+def draw(engine: Generator, sequence: Sequence) -> None:
+    """Normal numbers for all that a sequence would have computed but for its last row."""
+    dtype = engine.runner._model.lm_head.weight.dtype
     for pages in engine.runner._pages:
-        num_pages, size, kv_heads, width = pages.k_PSGD.shape
-        rows_TGD = torch.randn(size, kv_heads, width).to(engine.runner._model.lm_head.weight.dtype)
-        for page in range(num_pages):
-            page_write(pages, rows_TGD, rows_TGD, torch.arange(page * size, (page + 1) * size))
+        size, kv_heads, width = pages.k_PSGD.shape[1:]
+        slots_T = (torch.tensor(sequence.pages)[:, None] * size + torch.arange(size)).flatten()
+        page_write(pages, *torch.randn(2, len(slots_T), kv_heads, width).to(dtype), slots_T)
+    sequence.computed = len(sequence.ids) - 1
 
 
 def timed(engine: Generator, steps: int) -> list[float]:

@@ -65,17 +65,20 @@ def test_every_code_is_read_as_torch_reads_it(page_dtype: torch.dtype, dtype: to
     """Finite ones: no others are found where a softmax has been."""
     codes = every_code(page_dtype)
     codes = codes[codes.float().isfinite()]
-    v_PSGD = codes[: len(codes) // 9 * 9].view(-1, 1, 1, 9)  # with numbers beyond whole vectors
-    found = read(Pages(torch.zeros(v_PSGD.shape).to(page_dtype), v_PSGD), dtype)
-    assert torch.equal(found, v_PSGD[:, 0, 0].to(dtype))  # -0 is 0: it was added to
+    for width in (9, 32):  # less than a vector, and two
+        v_PSGD = codes[: len(codes) // width * width].view(-1, 1, 1, width)
+        found = read(Pages(torch.zeros(v_PSGD.shape).to(page_dtype), v_PSGD), dtype)
+        assert torch.equal(found, v_PSGD[:, 0, 0].to(dtype))  # -0 is 0: it was added to
 
 
 @pytest.mark.parametrize("page_dtype", SMALL, ids=str)
 def test_what_is_no_number_stays_none(page_dtype: torch.dtype) -> None:
     codes = every_code(page_dtype)
-    v_PSGD = codes[~codes.float().isfinite()].view(-1, 1, 1, 1)
-    found = read(Pages(torch.zeros(v_PSGD.shape).to(page_dtype), v_PSGD), torch.float32)
-    assert not found.isfinite().any()
+    codes = codes[~codes.float().isfinite()]
+    for width in (1, 32):
+        v_PSGD = codes[:, None].expand(-1, width).contiguous()[:, None, None]
+        found = read(Pages(torch.zeros(v_PSGD.shape).to(page_dtype), v_PSGD), torch.float32)
+        assert not found.isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

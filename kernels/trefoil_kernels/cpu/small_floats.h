@@ -87,8 +87,40 @@ INLINE void convert_lanes(enum kind from, enum kind to, const void *row, void *o
 #endif
 }
 
+#ifdef __AVX512F__
+/* What E4M3 without its sign is as bfloat16: eight below the least normal number, then eight of each exponent. */
+#define OCTAVE(code) \
+    0x3c00 + 16 * (code), 0x3c10 + 16 * (code), 0x3c20 + 16 * (code), 0x3c30 + 16 * (code), 0x3c40 + 16 * (code), \
+        0x3c50 + 16 * (code), 0x3c60 + 16 * (code), 0x3c70 + 16 * (code)
+static const uint16_t e4m3_values[128] __attribute__((aligned(64))) = {
+    0,           0x3b00,      0x3b80,      0x3bc0,      0x3c00,      0x3c20,       0x3c40,       0x3c60,
+    OCTAVE(8),   OCTAVE(16),  OCTAVE(24),  OCTAVE(32),  OCTAVE(40),  OCTAVE(48),   OCTAVE(56),   OCTAVE(64),
+    OCTAVE(72),  OCTAVE(80),  OCTAVE(88),  OCTAVE(96),  OCTAVE(104), OCTAVE(112),  0x4380,       0x4390,
+    0x43a0,      0x43b0,      0x43c0,      0x43d0,      0x43e0,      0x7fc0,
+};
+
+/* Twice LANES numbers at a time, which is quicker than by way of float32; how many they were. */
+INLINE long look_up(const void *row, long count, void *out) {
+    const __m512i *values = (const void *)e4m3_values;
+    long at = 0;
+    for (; at + 2 * LANES <= count; at += 2 * LANES) {
+        __m512i codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)((const uint8_t *)row + at)));
+        __m512i found = _mm512_mask_blend_epi16(
+            _mm512_test_epi16_mask(codes, _mm512_set1_epi16(64)), _mm512_permutex2var_epi16(values[0], codes, values[1]),
+            _mm512_permutex2var_epi16(values[2], codes, values[3])
+        );
+        __m512i signs = _mm512_and_si512(_mm512_slli_epi16(codes, 8), _mm512_set1_epi16((short)0x8000));
+        _mm512_storeu_si512((uint16_t *)out + at, _mm512_or_si512(found, signs));
+    }
+    return at;
+}
+#endif
+
 INLINE void convert_row(enum kind from, enum kind to, const void *row, long count, void *out) {
     long at = 0;
+#ifdef __AVX512F__
+    if (from == E4M3 && to == BF16) at = look_up(row, count, out);
+#endif
     for (; at + LANES <= count; at += LANES) convert_lanes(from, to, row, out, at);
     if (at == count) return;
     float last[LANES] = {0}, turned[LANES];
