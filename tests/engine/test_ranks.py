@@ -1,5 +1,7 @@
 """Ranks of one model, each an engine that hears the same: they answer as one process does, whatever is asked."""
 
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import tiny_pairs
 from engine_world import answers, finish, generator, request, run
 from threaded_ranks import Threads, on_ranks
 from trefoil import wire
+from trefoil.engine.board import PLACE_BYTES, Board, SharedMemory
 from trefoil.engine.generator import Generator
 from trefoil.engine.lines import Following, Leading
 from trefoil.engine.ranks import ALONE, Ranks, Together
@@ -62,9 +65,33 @@ def told(folder: Path, lora: Path, ranks: Ranks) -> tuple[dict[tuple[str, int], 
 
 def test_what_one_rank_refuses_the_first_one_raises(tmp_path: Path) -> None:
     ours, theirs = Pipe()
-    Together(Share(1, 2), [theirs], tmp_path / "meeting").refuse("tensor x is damaged")
+    board = Board(2)
+    Together(Share(1, 2), [theirs], board, tmp_path / "meeting").refuse("tensor x is damaged")
     with pytest.raises(CheckpointError, match="tensor x is damaged"):
-        Together(Share(0, 2), [ours], tmp_path / "meeting").meet(torch.device("cpu"))
+        Together(Share(0, 2), [ours], board, tmp_path / "meeting").meet(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_board_gives_every_rank_the_same_sums_and_rows(dtype: torch.dtype) -> None:
+    width = 2 * PLACE_BYTES // 4 + 3  # a row has no room in one place
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, width, generator=generator).to(dtype) for _ in range(3)]
+    board = Board(3)
+
+    def asked(share: Share) -> list[torch.Tensor]:
+        ranks = SharedMemory(copy(board), share)
+        mine = parts[share.rank]
+        narrow = mine[:, :70_000]
+        return [ranks.sum(mine.clone()), ranks.beside(narrow), ranks.beside(mine[:0]), ranks.sum(narrow.contiguous())]
+
+    with ThreadPoolExecutor(3) as threads:
+        first, *others = threads.map(asked, [Share(rank, 3) for rank in range(3)])
+    wanted = parts[0] + parts[1] + parts[2]
+    assert torch.equal(first[0], wanted)
+    assert torch.equal(first[1], torch.cat([part[:, :70_000] for part in parts], 1))
+    assert first[2].shape == (0, 3 * width)
+    assert torch.equal(first[3], wanted[:, :70_000])
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
 class Heard:
