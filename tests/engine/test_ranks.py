@@ -1,5 +1,8 @@
 """Ranks of one model, each an engine that hears the same: they answer as one process does, whatever is asked."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from multiprocessing import Pipe
@@ -92,6 +95,32 @@ def test_a_board_gives_every_rank_the_same_sums_and_rows(dtype: torch.dtype) -> 
     assert first[2].shape == (0, 3 * width)
     assert torch.equal(first[3], wanted[:, :70_000])
     assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+COLLECTIVES = """
+import os, sys, torch
+from pathlib import Path
+from trefoil.engine.ranks import Collectives
+from trefoil_models.slices import Share
+
+first = os.fork() > 0
+own = Collectives(Share(int(not first), 2), torch.device("cpu"), Path(sys.argv[1]))
+mine = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) * (1 if first else 10)
+assert own.sum(mine.clone()).tolist() == [[11, 22], [33, 44]]
+assert own.beside(mine).tolist() == [[1, 2, 10, 20], [3, 4, 30, 40]]
+assert own.beside(mine[:0]).shape == (0, 4)
+assert own.least(5 if first else 3) == 3
+if not first:
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_collectives_of_two_processes_add_and_gather(tmp_path: Path) -> None:
+    """By gloo; what differs with NCCL is the name."""
+    command = [sys.executable, "-c", COLLECTIVES, str(tmp_path / "meeting")]
+    done = subprocess.run(command, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"}, timeout=60, check=False)
+    assert done.returncode == 0
 
 
 class Heard:
