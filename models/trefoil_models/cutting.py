@@ -63,6 +63,10 @@ class TooLittleRoomError(ValueError):
     """What must stay does not fit by itself."""
 
 
+class TooSparseError(TooLittleRoomError):
+    """A text of which too much would have to be read to find the tokens that fit."""
+
+
 def cut_to(encoding: Encoding, limit: int, *, cut: Cut = "longest") -> Encoding:
     """The encoding with the ends of its texts cut off to `limit` tokens. Raises TooLittleRoomError."""
     if len(encoding) <= limit:

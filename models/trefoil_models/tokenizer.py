@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders
 
 from trefoil_models.chat_template import FALLBACK, ChatTemplate, ChatTemplateError
-from trefoil_models.cutting import Cut, Encoding, cut_to, end_to_end
+from trefoil_models.cutting import Cut, Encoding, TooSparseError, cut_to, end_to_end
 from trefoil_models.family_chats import Chat, FamilyChat, Kind, Part, family_chat
 from trefoil_models.sentencepiece_model import BYTE_PIECE, WORD_MARK, DummyPrefix, join_bytes, unmarked
 from trefoil_models.tiktoken_file import byte_alphabet
@@ -23,6 +23,8 @@ __all__ = ["Encoding", "Roles", "TextStream", "Tokenizer", "TokenizerError"]
 
 WINDOW = 16  # ids a stream looks back on: more than one character, and all bytes that could still be one, can need
 CHARS_A_TOKEN = 12  # where to cut a long text first: seldom has a token more
+MOST_READ_CHARS = 2_000_000  # to find the first tokens: a word of megabytes is one unknown token, found in seconds
+LONG_CHARS = 2000  # what is longer is encoded so that other threads go on, which costs some microseconds
 CLEAR_CHARS = 256  # between the last token that counts and the cut: WordPiece looks at no longer word than 100
 HALF = "\ufffd"  # what bytes decode to that are not (yet) a character
 
@@ -105,7 +107,10 @@ class Tokenizer:
         return self._encode_named(text, pair, add_special_tokens=add_special_tokens)
 
     def encode_within(self, text: str, limit: int, *, pair: str | None = None, cut: Cut = "longest") -> Encoding:
-        """The same cut to `limit` tokens, of a long text reading no more than that takes. Raises TooLittleRoomError."""
+        """The same cut to `limit` tokens, of a long text reading no more than that takes.
+
+        Raises TooLittleRoomError, TooSparseError.
+        """
         text = self.beginning(text, limit)
         pair = None if pair is None else self.beginning(pair, limit)
         return cut_to(self.encode(text, pair=pair), limit, cut=cut)
@@ -114,12 +119,15 @@ class Tokenizer:
         """So much of a text that its first `num_tokens` tokens are those of the whole; all of it where it is short.
 
         What follows a token can change it only as far as a word reaches, so the cut stays clear of the last token.
+        Raises TooSparseError.
         """
         size = CHARS_A_TOKEN * (num_tokens + 1)
         while size < len(text):
             offsets = self.encode(text[:size], add_special_tokens=False).offsets
             if len(offsets) > num_tokens and offsets[num_tokens][1] + CLEAR_CHARS <= size:
                 return text[:size]
+            if min(2 * size, len(text)) > MOST_READ_CHARS:
+                raise TooSparseError(f"{size} characters of a text hold {len(offsets)} tokens; is it text?")
             size *= 2
         return text
 
@@ -242,12 +250,12 @@ class Tokenizer:
     def _encode_named(self, text: str, pair: str | None = None, *, add_special_tokens: bool) -> Encoding:
         """With the special tokens that the text names."""
         marked, marks = self._prefix.put(text) if self._prefix else (text, [])
-        return _encoding(self._backend.encode(marked, pair, add_special_tokens=add_special_tokens), marks)
+        return _encoding(_found(self._backend, marked, pair, add_special_tokens=add_special_tokens), marks)
 
     def _encode_plainly(self, text: str, pair: str | None = None, *, add_special_tokens: bool) -> Encoding:
         """As text alone."""
         marked, marks = self._plain_prefix.put(text) if self._plain_prefix else (text, [])
-        return _encoding(self._plain.encode(marked, pair, add_special_tokens=add_special_tokens), marks)
+        return _encoding(_found(self._plain, marked, pair, add_special_tokens=add_special_tokens), marks)
 
     def _required(self, token: str) -> int:
         token_id = self.token_id(token)
@@ -327,6 +335,16 @@ def _after(shown: str, text: str) -> str:
         return text[len(shown) :]
     num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(shown, text, strict=False)))
     return text[num_common:]
+
+
+def _found(
+    backend: tokenizers.Tokenizer, text: str, pair: str | None, *, add_special_tokens: bool
+) -> tokenizers.Encoding:
+    """The library keeps Python's lock while it encodes one text, but not while it encodes several."""
+    if len(text) + len(pair or "") <= LONG_CHARS:
+        return backend.encode(text, pair, add_special_tokens=add_special_tokens)
+    batch = [text] if pair is None else [(text, pair)]
+    return backend.encode_batch(batch, add_special_tokens=add_special_tokens)[0]
 
 
 def _encoding(found: tokenizers.Encoding, marks: list[int]) -> Encoding:

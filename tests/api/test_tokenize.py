@@ -4,6 +4,8 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from api.test_errors import refused
+
 USER = [{"role": "user", "content": "the cat"}]
 
 
@@ -56,3 +58,8 @@ def test_ids_out_of_range_are_refused(http: httpx.Client, ids: object) -> None:
 def test_the_model_may_stand_in_the_query(http: httpx.Client) -> None:
     assert http.post("/v1/tokenize?model=a", json={"text": "the"}).status_code == 200
     assert http.post("/v1/detokenize?model=a", json={"ids": [5]}).status_code == 200
+
+
+def test_what_takes_seconds_to_be_cut_is_refused(http: httpx.Client) -> None:
+    for path, field in (("/v1/tokenize", "text"), ("/tokenize", "inputs")):
+        assert refused(http.post(path, params={"model": "a"}, json={field: "a" * 1_000_001}))["param"] == field

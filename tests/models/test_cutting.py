@@ -1,11 +1,13 @@
 """Texts are cut as transformers cuts them, and of a long one no more is read than that takes."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import tiny_encoders
-from trefoil_models.cutting import TooLittleRoomError, windows
+from trefoil_models.cutting import TooLittleRoomError, TooSparseError, windows
 from trefoil_models.tokenizer import Tokenizer
 
 LONG = "one two three four five six seven eight nine ten " * 9
@@ -51,3 +53,26 @@ def test_of_a_megabyte_only_the_beginning_is_read(folder: Path, text: str) -> No
     assert tokenizer.encode(beginning).ids[:50] == tokenizer.encode(text[:20_000]).ids[:50]
     if " " in text:
         assert len(beginning) < 10_000
+
+
+def test_a_word_of_megabytes_is_refused_after_some_and_holds_no_other_thread(tmp_path: Path) -> None:
+    tiny_encoders.write_tokenizer(tmp_path, "wordpiece")
+    tokenizer = Tokenizer.load(tmp_path)
+    done = threading.Event()
+    gaps: list[float] = []
+
+    def count() -> None:
+        last = time.monotonic()
+        while not done.wait(0.001):
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    began = time.monotonic()
+    with pytest.raises(TooSparseError, match=r"^\d+ characters of a text hold 1 tokens"):
+        tokenizer.encode_within("a" * 15_000_000, 60)
+    took = time.monotonic() - began
+    done.set()
+    counting.join()
+    assert max(gaps) < 0.5 * took

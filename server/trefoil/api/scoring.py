@@ -23,6 +23,8 @@ Input = str | tuple[str, str | None]
 MAX_TEXTS = 256
 MOST_WINDOWED_CHARS = 250_000
 """What the texts of a request that are read in windows may have together: some 256 windows of 384 tokens."""
+MOST_TOKENIZED_CHARS = 1_000_000
+"""As many ideographs are as many tokens, which take 4 seconds; a book has less."""
 Several = Annotated[list[T], Field(min_length=1, max_length=MAX_TEXTS)]
 
 _numbers = itertools.count()
@@ -53,6 +55,13 @@ def check_windowed(texts: Sequence[str], *, param: str) -> None:
     if size > MOST_WINDOWED_CHARS:
         most = f"at most {MOST_WINDOWED_CHARS} are read in windows"
         raise InvalidRequest(f"{size} characters are too many for one request; {most}", param=param)
+
+
+def check_tokenized(texts: Sequence[str], *, param: str) -> None:
+    """Refuse texts that take seconds to be tokenized whole. Raises InvalidRequest."""
+    size = sum(map(len, texts))
+    if size > MOST_TOKENIZED_CHARS:
+        raise InvalidRequest(f"{size} characters; at most {MOST_TOKENIZED_CHARS} are tokenized at once", param=param)
 
 
 def text_limit(model: ServedModel) -> int:

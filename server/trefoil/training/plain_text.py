@@ -8,6 +8,7 @@ from random import Random
 from trefoil.rows import RowError
 from trefoil.training.data import Reader
 from trefoil.training.examples import Reading, SentencePair, Window
+from trefoil_models.cutting import TooLittleRoomError
 
 SENTENCE = re.compile(r"[^.!?。！？\n]+[.!?。！？]*\s*")
 SHORTEST_WINDOW = 2
@@ -42,7 +43,10 @@ def sentence_pairs(texts: Iterable[str], reader: Reader, *, seed: int, swaps: bo
             elif label:
                 others = documents[(number + rng.randrange(1, len(documents))) % len(documents)]
                 second = rng.choice(others)
-            encoding = reader.tokenizer.encode_within(first, reader.longest, pair=second)
+            try:
+                encoding = reader.tokenizer.encode_within(first, reader.longest, pair=second)
+            except TooLittleRoomError as error:
+                raise RowError(str(error)) from error
             yield SentencePair(tuple(encoding.ids), tuple(encoding.type_ids), label)
 
 

@@ -12,6 +12,7 @@ WRONG = [
     (QUESTIONS, {"inputs": {"question": "x", "context": LONG}}, "inputs.context"),
     (QUESTIONS, {"inputs": [{"question": "x", "context": "y"}, {"question": "x", "context": LONG}]}, "inputs"),
     (TAGGING, {"inputs": LONG, "parameters": {"aggregation_strategy": "simple", "stride": 2}}, "inputs"),
+    ("text-classification", {"inputs": "a" * 3_000_000}, "inputs"),
     ("fill-mask", {"inputs": "no mask here"}, "inputs"),
     ("fill-mask", {"inputs": ""}, "inputs"),
     ("fill-mask", {"inputs": "word " * 200 + "[MASK]"}, "inputs"),

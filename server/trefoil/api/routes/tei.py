@@ -24,6 +24,7 @@ from trefoil.api.scoring import (
     MAX_TEXTS,
     Input,
     answered,
+    check_tokenized,
     embed,
     embedding_limit,
     encode_all,
@@ -205,6 +206,7 @@ async def tokenize(body: TextsToTokenize, models: Models, model: str | None = No
     """The tokens of each text, with their places in it."""
     tokenizer = models.find(body.model, model).tokenizer
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    check_tokenized(texts, param="inputs")
     special = body.add_special_tokens
     encodings = await models.off_loop(
         sum(map(len, texts)), lambda: [tokenizer.encode(text, add_special_tokens=special) for text in texts]

@@ -12,6 +12,7 @@ from trefoil.api.json_route import JsonRoute
 from trefoil.api.reference import Answer
 from trefoil.api.routes.openai.chat import Message, rendered
 from trefoil.api.schemas import TokenId
+from trefoil.api.scoring import check_tokenized
 from trefoil.api.text import Text
 from trefoil.errors import InvalidRequest
 from trefoil_models.cutting import Encoding
@@ -81,9 +82,11 @@ async def _encoded(models: Fleet, served: ServedModel, body: TokenizeRequest) ->
             add_generation_prompt=body.add_generation_prompt,
             extra=body.chat_template_kwargs,
         )
+        check_tokenized([chat.text], param="messages")
         if not body.add_special_tokens:
             return await models.off_loop(len(chat.text), lambda: tokenizer.encode_chat(chat))
         text = chat.text
+    check_tokenized([text], param="text")
     has_special = body.add_special_tokens is not False
     return await models.off_loop(len(text), lambda: tokenizer.encode(text, add_special_tokens=has_special))
 
