@@ -119,6 +119,35 @@ def test_hugging_faces_client_chats(server: Server, monkeypatch: pytest.MonkeyPa
     assert "".join(piece or "" for piece in pieces) == whole
 
 
+def test_hugging_faces_text_generation_is_made_of_completions(
+    server: Server, upstream: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    path = "/v1/tasks/text-generation?model="
+    ask = InferenceClient(model=f"{server.url}{path}a", timeout=60).text_generation
+    direct = InferenceClient(model=f"{upstream.url}{path}models/a-1", token=KEY, timeout=60).text_generation
+    options = {"max_new_tokens": 9, "seed": 4, "temperature": 0.7, "stop": ["q"], "return_full_text": True}
+    assert ask("the cat", **options) == direct("the cat", **options)
+    assert ask("the cat") == direct("the cat")
+    texts = ["the cat", "one"]
+    several = httpx.post(f"{server.url}{path}a", json={"inputs": texts, "parameters": {"max_new_tokens": 5}}).json()
+    assert [own["generated_text"] for (own,) in several] == [ask(text, max_new_tokens=5) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"parameters": {"details": True}}, "parameters.details"),
+        ({"stream": True}, "stream"),
+        ({"parameters": {"max_new_tokens": 10**6}}, "parameters.max_new_tokens"),
+        ({"inputs": "the " * 20_000}, "inputs"),
+    ],
+)
+def test_text_generations_refusals_bear_its_own_names(server: Server, body: dict[str, Any], param: str) -> None:
+    answer = httpx.post(f"{server.url}/v1/tasks/text-generation", json={"model": "a", "inputs": "the", **body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_a_stream_comes_token_by_token_and_under_our_request_id(server: Server, upstream: Server) -> None:
     body = endless("a", max_tokens=20, stream=True)
     with httpx.stream("POST", f"{server.url}{PATH}", json=body, headers={"x-request-id": "mine-1"}) as answer:

@@ -56,3 +56,21 @@ async def passed_on(request: Request, model: RemoteModel, body: dict[str, Any]) 
             undo.pop_all()
             return EventStream(answer.events(), exchange.end)
         return json_response(await while_connected(request, answer.whole(), lambda: None))
+
+
+async def completed(request: Request, model: RemoteModel, asked: dict[str, Any], *, count: int) -> list[str]:
+    """The other server's completions of as many prompts. Raises TrefoilError."""
+    exchange = model.ask("/completions", asked, request.state.request_id)
+
+    async def texts() -> list[str]:
+        told = await (await exchange.begin()).whole()
+        match told.get("choices"):
+            case [*choices] if len(found := [one["text"] for one in choices if _has_text(one)]) == count:
+                return found
+        raise model.lost("answered what is no answer", told)
+
+    return await while_connected(request, texts(), exchange.end)
+
+
+def _has_text(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("text"), str)

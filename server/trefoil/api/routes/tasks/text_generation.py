@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trefoil import wire
 from trefoil.api.deps import Models, while_connected
 from trefoil.api.fleet import Fleet, ServedModel
+from trefoil.api.forwarding import completed
 from trefoil.api.generation import begin, check_size, encode_prompt, read_grammar
 from trefoil.api.grammar import Schema, Wanted, of_regex, of_schema
 from trefoil.api.json_route import JsonRoute
@@ -19,12 +20,24 @@ from trefoil.api.schemas import INT64, GenerationParams
 from trefoil.api.sse import EventStream, event, json_response
 from trefoil.api.text import StopText, Text
 from trefoil.api.text_stream import Piece, TextStream
-from trefoil.errors import InvalidRequest, NotImplementedHere
+from trefoil.api.upstream import RemoteModel
+from trefoil.errors import InvalidRequest, NotImplementedHere, RefusedUpstream
 
 router = APIRouter(route_class=JsonRoute)
 
 DEFAULT_TOKENS = 100
 MAX_TEXTS = 256
+UNKNOWN_ELSEWHERE = (
+    "details",
+    "decoder_input_details",
+    "truncate",
+    "top_n_tokens",
+    "grammar",
+    "typical_p",
+    "no_repeat_ngram_size",
+)
+"""What servers in general know nothing of, and would not say so."""
+NAMES_ELSEWHERE = {"prompt": "inputs", "max_tokens": "parameters.max_new_tokens"}
 ENDINGS = {"eos": "eos_token", "stop": "stop_sequence", "length": "length"}
 
 
@@ -164,8 +177,11 @@ async def generate(body: TextGenerationRequest, request: Request, models: Models
     body.parameters.refuse_unsupported()
     if body.stream and not isinstance(body.inputs, str):
         raise InvalidRequest("a stream continues one text, not a list", param="inputs")
-    served = models.find(body.model, model, task="text-generation")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    remote = models.pick(body.model, model, task="text-generation")
+    if isinstance(remote, RemoteModel):
+        return await _elsewhere(body, request, remote, texts)
+    served = models.find(body.model, model, task="text-generation")
     encoded = [await _encode(models, served, text, body.parameters) for text in texts]
     grammar = await read_grammar(models, body.parameters.wanted)
     params = [_sampling(body, served, len(ids), grammar) for ids in encoded]
@@ -194,6 +210,30 @@ async def generate(body: TextGenerationRequest, request: Request, models: Models
 
     answers = await while_connected(request, whole(), close)
     return json_response(answers if isinstance(body.inputs, str) else [[answer] for answer in answers])
+
+
+async def _elsewhere(body: TextGenerationRequest, request: Request, model: RemoteModel, texts: list[str]) -> Response:
+    """From another server's completions, which are text alone: what asks for tokens is refused by name."""
+    parameters = body.parameters
+    for name in UNKNOWN_ELSEWHERE:
+        if getattr(parameters, name):
+            raise NotImplementedHere(f"parameters.{name}")
+    if body.stream:
+        raise NotImplementedHere("stream")
+    asked = {
+        **({} if parameters.temperature is None else {"temperature": parameters.temperature}),
+        **parameters.generation().model_dump(exclude_none=True),
+        "prompt": texts,
+        "max_tokens": parameters.max_new_tokens or DEFAULT_TOKENS,
+    }
+    try:
+        found = await completed(request, model, asked, count=len(texts))
+    except RefusedUpstream as error:
+        error.param = error.param and NAMES_ELSEWHERE.get(error.param, f"parameters.{error.param}")
+        raise
+    begin = texts if parameters.return_full_text else [""] * len(texts)
+    answers = [[{"generated_text": text + new}] for text, new in zip(begin, found, strict=True)]
+    return json_response(answers[0] if isinstance(body.inputs, str) else answers)
 
 
 async def _encode(fleet: Fleet, model: ServedModel, text: str, parameters: Parameters) -> list[int]:
