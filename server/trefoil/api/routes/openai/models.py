@@ -136,17 +136,13 @@ def describe(model: ServedModel) -> dict[str, Any]:
 
 
 def describe_remote(model: RemoteModel) -> dict[str, Any]:
-    """The same of a model that another server answers for, who keeps the rest to itself."""
+    """The same of a model that another server answers for: what that one keeps to itself is null."""
     return {
+        **dict.fromkeys(ModelAnswer.model_fields),
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "trefoil",
-        "family": None,
-        "architecture": None,
         "tasks": list(model.tasks) if model.about else [],
         "max_model_len": model.max_model_len,
-        "dtype": None,
-        "quantization": None,
-        "parent": None,
     }
