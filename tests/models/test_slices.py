@@ -16,7 +16,7 @@ from trefoil_models.attend import packed_rows
 from trefoil_models.checkpoint import CheckpointError
 from trefoil_models.heads import NormHead
 from trefoil_models.packing import pack
-from trefoil_models.slices import Share
+from trefoil_models.slices import Share, rank_config
 
 IDS = tiny.draw_ids(23, vocab=96)[0]
 BIASED = {"attention_bias": True, "mlp_bias": True}
@@ -101,6 +101,13 @@ def test_a_bias_by_distance_is_refused(tmp_path: Path) -> None:
     folder = published_models.read("baichuan-13b").write(tmp_path)
     with pytest.raises(CheckpointError, match="2: a bias by distance is not sliced; allowed here: 1"):
         checkpoint.inspect(folder, Share(0, 2))
+
+
+def test_a_family_that_does_not_say_how_is_refused() -> None:
+    with pytest.raises(
+        CheckpointError, match="--tensor-parallel-size 2: the family new is not sliced; allowed here: 1"
+    ):
+        rank_config("new", object(), 2)
 
 
 @pytest.mark.parametrize("family", tiny_encoders.NAMES)
