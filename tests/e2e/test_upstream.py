@@ -17,7 +17,7 @@ from huggingface_hub import InferenceClient
 from e2e.asking import PATH, endless, short, streaming
 from e2e.hostile import ANSWERS, hostile
 from e2e.serving import Server, eventually, serving
-from e2e.test_start import refusal
+from trefoil.api.fleet import Fleet, StartRefused
 from trefoil.api.upstream import RemoteModel, UpstreamUnfit
 from trefoil.errors import InvalidSetting
 from trefoil.metrics import Metrics
@@ -155,7 +155,7 @@ def test_a_stream_comes_token_by_token_and_under_our_request_id(server: Server, 
         events = [line for line in answer.iter_lines() if line]
     assert len(events) > 8  # some tokens are parts of characters
     assert events[-1] == "data: [DONE]"
-    assert upstream.said("request_id=mine-1")
+    eventually(lambda: upstream.said("request_id=mine-1"), within_s=5)
     with streaming(server) as running:
         assert running.next()["choices"]  # of an answer that has no end
 
@@ -292,9 +292,11 @@ def test_a_front_takes_no_address_from_clients_and_says_goodbye(upstream: Server
         assert front.exit_status(within_s=10) == 0
 
 
-def test_a_start_is_refused_where_the_model_is_not_told() -> None:
+async def test_a_start_is_refused_where_the_model_is_not_told() -> None:
     with hostile() as bad:
-        assert f"a: name a model of the server as {bad}/two#MODEL; it lists one, other" in refusal(f"a={bad}/two")
+        settings = Settings(models=(ModelSource("a", f"{bad}/two"),))
+        with pytest.raises(StartRefused, match=f"a: name a model .* as {bad}/two#MODEL; it lists one, other"):
+            await Fleet.start(settings, Metrics())
 
 
 @pytest.mark.parametrize(

@@ -23,5 +23,6 @@ def models(url: ServerUrl = DEFAULT_URL, api_key: Key = None, as_json: AsJson = 
         table.add_column(title, justify="right" if title == "context" else "left")
     for model in served:
         about = (model.family, model.architecture, model.max_model_len, model.dtype)
-        table.add_row(model.id, *("loading" if word is None else str(word) for word in about), ", ".join(model.tasks))
+        unknown = "-" if model.tasks else "loading"
+        table.add_row(model.id, *(unknown if word is None else str(word) for word in about), ", ".join(model.tasks))
     Console().print(table)
