@@ -148,6 +148,14 @@ def test_what_goes_wrong_is_one_line_and_a_status(words: tuple[str, ...], status
     assert told in err
 
 
+@pytest.mark.parametrize("words", [(), ("plan",), ("jobs",)], ids=str)
+def test_who_names_no_command_is_told_which_there_are(words: tuple[str, ...]) -> None:
+    code, out, err = trefoil(*words)
+    assert code == 2
+    assert "Commands" in out
+    assert err == "trefoil: name one of the commands above\n"
+
+
 def test_a_refusal_of_the_server_is_one_line(demo: Server) -> None:
     code, _, err = trefoil("chat", "x", "--model", "nobody", TREFOIL_URL=demo.url)
     assert code == 1

@@ -65,7 +65,8 @@ def _usage(error: TyperException) -> str:
         allowed = problem["msg"].removeprefix("Value error, ")
         variable = f" (or {error.param.envvar})" if error.param.envvar else ""
         return f"{error.param.opts[0]}{variable} {problem['input']}: {allowed}"
-    return " ".join(error.format_message().split())
+    told = " ".join(error.format_message().split())
+    return told or "name one of the commands above"  # Typer prints them and has nothing to say
 
 
 def _complain(message: str, status: int) -> int:
