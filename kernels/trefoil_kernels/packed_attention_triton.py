@@ -4,11 +4,11 @@ The forward pass keeps each row's log-sum-exp (base 2), so that the backward pas
 
     p = 2^(s - lse)    dv = p^T do    ds = p (do v^T - delta)    dq = scale ds k    dk = scale ds^T q
 
-with delta = rowsum(do * out). One kernel owns tiles of queries (dq, and a learned bias by distance, whose gradient is
-the sum of ds along diagonals), one owns tiles of keys (dk, dv) and walks through all query heads of its group.
-On chips with a tensor memory accelerator the forward pass fetches whole tiles through descriptors. It takes a learned
-bias by whole tiles too, cut out of a band (bias.Band): a lookup for each score would cost more than the rest. Tiles so
-far away that all their distances share one number come in a loop of their own, as if there were no bias.
+with delta = rowsum(do * out). One kernel owns tiles of queries (delta, dq, and a learned bias by distance, whose
+gradient is the sum of ds along diagonals), then one owns tiles of keys (dk, dv) and walks through all query heads of
+its group. A learned bias is taken by whole tiles, cut out of a band (bias.Band): a lookup for each score would cost
+more than the rest. On chips with a tensor memory accelerator the forward pass fetches whole tiles through descriptors,
+and tiles so far away that all their distances share one number come in a loop of their own, as if there were no bias.
 """
 
 from dataclasses import dataclass, replace
@@ -54,15 +54,15 @@ TILES = {
     ("sm_80", 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_80", 128): Tiles(Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
     ("sm_80", 256): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    ("sm_90", 64): Tiles(Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
-    ("sm_90", 128): Tiles(Tile(128, 128, 8, 3), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
+    ("sm_90", 64): Tiles(Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(32, 64, 4, 3)),
+    ("sm_90", 128): Tiles(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(32, 128, 8, 3)),
     ("sm_90", 256): Tiles(Tile(64, 64, 8, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
 }
 BIASED_TILES = {
     ("sm_80", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_80", 128): Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 64, 8, 1)),
-    ("sm_90", 64): Tiles(Tile(64, 64, 4, 2, registers=128), Tile(64, 64, 4, 2), Tile(32, 128, 8, 2)),
-    ("sm_90", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+    ("sm_90", 64): Tiles(Tile(64, 64, 4, 2, registers=128), Tile(64, 64, 4, 2), Tile(32, 64, 4, 3)),
+    ("sm_90", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), Tile(32, 128, 8, 2)),
 }
 """By chip and padded head width, 64 at least: sm_90 as measured, sm_80 the largest without spills (docs/kernels.md)."""
 UNEVEN_TILES = {("sm_90", 128): replace(TILES["sm_90", 128], forward=Tile(128, 64, 8, 3))}
@@ -95,6 +95,11 @@ class Call:
     scale: float
     bias: KernelBias
     has_descriptors: bool
+
+    def band(self, tile: Tile, q_THD: Tensor) -> Band:
+        """The bias in tiles of this size; stands empty where none is learned."""
+        source = self.bias.source
+        return Band(q_THD, 0, 0) if source is None else source.band(tile.rows, tile.keys, self.scale, q_THD.dtype)
 
     def constants(self, q_THD: Tensor, k_KGD: Tensor) -> dict[str, Any]:
         """What all kernels are compiled for."""
@@ -141,8 +146,7 @@ class _PackedAttention(torch.autograd.Function):
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         lse_HT = torch.empty(q_THD.shape[1::-1], dtype=torch.float32, device=q_THD.device)
         tile = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias.kind).forward
-        source = call.bias.source
-        band = Band(bias, 0, 0) if source is None else source.band(tile.rows, tile.keys, call.scale, q_THD.dtype)
+        band = call.band(tile, q_THD)
         launch(
             _forward,
             (len(call.layout.forward_tiles), q_THD.shape[1]),
@@ -162,22 +166,24 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         q_THD, k_KGD, v_KGD, bias, out_THD, lse_HT = ctx.saved_tensors
         call: Call = ctx.call
-        grad_THD = grads[0].contiguous()
-        delta_HT = (grad_THD.float() * out_THD.float()).sum(-1).T.contiguous()
+        grad_THD, delta_HT = grads[0].contiguous(), torch.empty_like(lse_HT)
         grad_q_THD = torch.empty_like(out_THD)
         grad_k_KGD, grad_v_KGD = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (k_KGD, v_KGD))
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
         tiles = tiles_for(q_THD.shape[2], q_THD.dtype, call.bias.kind)
         shared = (
             *(q_THD, k_KGD, v_KGD, grad_THD, lse_HT, delta_HT, bias),
-            *(call.scale, call.mask.window or 0, call.bias.reach, len(q_THD)),
+            *(call.scale, call.mask.window or 0, len(q_THD)),
             *(*q_THD.stride()[:2], *k_KGD.stride()[:2], *v_KGD.stride()[:2]),
         )
         constants = call.constants(q_THD, k_KGD)
+        bands = [call.band(tile, q_THD) for tile in (tiles.query, tiles.key)]
+        for_query, for_key = ((band.values_RW, band.low, band.high, band.values_RW.stride(0)) for band in bands)
         launch(
             _query_gradients,
             (len(call.layout.query_tiles), q_THD.shape[1]),
-            *(*shared, call.layout.query_tiles, grad_q_THD, bias if grad_bias is None else grad_bias),
+            *(*shared, call.layout.query_tiles, *for_query),
+            *(out_THD, grad_q_THD, bias if grad_bias is None else grad_bias, call.bias.reach),
             **constants,
             **tiles.query.constants,
             LEARNS_BIAS=grad_bias is not None,
@@ -185,7 +191,7 @@ class _PackedAttention(torch.autograd.Function):
         launch(
             _key_gradients,
             (len(call.layout.key_tiles), k_KGD.shape[1]),
-            *(*shared, call.layout.key_tiles, grad_k_KGD, grad_v_KGD),
+            *(*shared, call.layout.key_tiles, *for_key, grad_k_KGD, grad_v_KGD),
             **constants,
             **tiles.key.constants,
         )
@@ -276,8 +282,9 @@ def _forward(
         k_tile = _whole_tile(k_tiles, k, key_start, key, column, lane, k_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
         v_tile = _whole_tile(v_tiles, v, key_start, key, column, lane, v_stride, place, D, BLOCK_D, HAS_DESCRIPTORS)
         ahead = (key + column)[None, :] - row[:, None]
-        shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
-        scores, rest = _scored(tile, k_tile, ahead, factor, bias, band, head, shift, band_stride, BIAS, HAS_DESCRIPTORS)
+        shift = _shift(key - first, band_low, band_high)
+        added = _cut(band, head, shift, band_stride, BLOCK_M, BLOCK_N, BIAS, HAS_DESCRIPTORS)
+        scores, rest = _scored(tile, k_tile, added, ahead, factor, bias, head, BIAS)
         if CAUSAL or HAS_WINDOW:  # noqa: SIM102 (the compiler's question, the other is the program's)
             if (key < open_from) | (key + BLOCK_N > open_to):
                 scores = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), scores, HIDDEN)
@@ -300,12 +307,13 @@ def _forward(
         k_tail = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
         v_tail = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
         ahead = (key + column)[None, :] - row[:, None]
-        shift = tl.minimum(tl.maximum(key - first, band_low), band_high) - band_low
-        scores, rest = _scored(tile, k_tail, ahead, factor, bias, band, head, shift, band_stride, BIAS, HAS_DESCRIPTORS)
+        shift = _shift(key - first, band_low, band_high)
+        added = _cut(band, head, shift, band_stride, BLOCK_M, BLOCK_N, BIAS, HAS_DESCRIPTORS)
+        scores, rest = _scored(tile, k_tail, added, ahead, factor, bias, head, BIAS)
         is_seen = (key + column < num_keys)[None, :] & seen(ahead, window, CAUSAL, HAS_WINDOW)
         value, peak, total = fold(tl.where(is_seen, scores, HIDDEN), rest, v_tail, value, peak, total)
 
-    value = value / total[:, None]
+    value = value * (1.0 / total)[:, None]
     target = at * (tl.num_programs(1) * D) + head * D + lane[None, :]
     tl.store(out + target, value.to(out.dtype.element_ty), mask=is_real)
     tl.store(lse + head * num_rows_total + start + row, peak + tl.math.log2(total), mask=row < num_rows)
@@ -340,34 +348,42 @@ def _whole_tile(
 
 
 @triton.jit
-def _scored(
-    tile,
-    keys,
-    ahead,
-    factor,
-    bias,
+def _shift(distance, low, high):
+    """Column of a band at which the tile begins whose first key is so far from its first query."""
+    return tl.multiple_of(tl.minimum(tl.maximum(distance, low), high) - low, 16)
+
+
+@triton.jit
+def _cut(
     band,
     head,
     shift,
-    band_stride,
+    stride,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
     BIAS: tl.constexpr,
     HAS_DESCRIPTORS: tl.constexpr,
 ):
-    """Scores of rows and keys, and what is left to multiply them by.
+    """The tile of the head's band that begins at column `shift`, [rows, keys]; nothing without a learned bias."""
+    if BIAS != "relative":
+        return 0.0
+    elif HAS_DESCRIPTORS:
+        return band.load([head * ROWS, shift])
+    else:
+        lines = band + (head * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None] * stride
+        return tl.load(lines + shift + tl.arange(0, KEYS)[None, :])
 
-    A learned bias is what the matmul's sums begin with: the tile of the head's band that begins at column `shift`.
+
+@triton.jit
+def _scored(tile, others, added, ahead, factor, bias, head, BIAS: tl.constexpr):
+    """Scores of a tile's rows and others, and what is left to multiply them by.
+
+    A learned bias, `added`, is what the matmul's sums begin with.
     """
     if BIAS == "relative":
-        ROWS: tl.constexpr = tile.shape[0]
-        KEYS: tl.constexpr = keys.shape[0]
-        if HAS_DESCRIPTORS:
-            added = band.load([head * ROWS, shift])
-        else:
-            line = (head * ROWS + tl.arange(0, ROWS)).to(tl.int64) * band_stride
-            added = tl.load(band + line[:, None] + shift + tl.arange(0, KEYS)[None, :])
-        return tl.dot(tile, tl.trans(keys), added.to(tl.float32), input_precision="ieee"), factor
+        return tl.dot(tile, tl.trans(others), added.to(tl.float32), input_precision="ieee"), factor
     else:
-        scores = tl.dot(tile, tl.trans(keys), input_precision="ieee")
+        scores = tl.dot(tile, tl.trans(others), input_precision="ieee")
         return biased(scores, factor, bias, head, ahead, 0, BIAS)
 
 
@@ -382,7 +398,6 @@ def _query_gradients(
     bias,
     scale,
     window,
-    reach,
     num_rows_total,
     q_stride,
     q_head_stride,
@@ -391,8 +406,14 @@ def _query_gradients(
     v_stride,
     v_head_stride,
     tiles,
+    band,
+    band_low,
+    band_high,
+    band_stride,
+    out,
     grad_q,
     grad_bias,
+    reach,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -410,10 +431,13 @@ def _query_gradients(
     row, column, lane = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     is_real = (row < num_rows)[:, None] & (lane < D)[None, :]
     at, width = (start + row).to(tl.int64)[:, None], tl.num_programs(1) * D
+    place, numbers = at * width + head * D + lane[None, :], head * num_rows_total + start + row
     tile = tl.load(q + at * q_stride + head * q_head_stride + lane[None, :], mask=is_real, other=0.0)
-    grad_tile = tl.load(grad + at * width + head * D + lane[None, :], mask=is_real, other=0.0)
-    height = tl.load(lse + head * num_rows_total + start + row, mask=row < num_rows, other=0.0)[:, None]
-    slack = tl.load(delta + head * num_rows_total + start + row, mask=row < num_rows, other=0.0)[:, None]
+    grad_tile = tl.load(grad + place, mask=is_real, other=0.0)
+    out_tile = tl.load(out + place, mask=is_real, other=0.0)
+    slack = tl.sum(grad_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
+    tl.store(delta + numbers, slack, mask=row < num_rows)
+    height = tl.load(lse + numbers, mask=row < num_rows, other=0.0)[:, None]
     k += key_start.to(tl.int64) * k_stride + head // GROUP * k_head_stride
     v += key_start.to(tl.int64) * v_stride + head // GROUP * v_head_stride
     low, high = 0, num_keys
@@ -427,17 +451,16 @@ def _query_gradients(
         k_tile = _tile_of(k, key + column, lane, k_stride, num_keys, D, BLOCK_D, True)
         v_tile = _tile_of(v, key + column, lane, v_stride, num_keys, D, BLOCK_D, True)
         ahead = (key + column)[None, :] - row[:, None]
-        scores = tl.dot(tile, tl.trans(k_tile), input_precision="ieee")
-        scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, reach, BIAS)
+        added = _cut(band, head, _shift(key - first, band_low, band_high), band_stride, BLOCK_M, BLOCK_N, BIAS, False)
+        scores, rest = _scored(tile, k_tile, added, ahead, scale * LOG2E, bias, head, BIAS)
         is_seen = (key + column < num_keys)[None, :] & (row < num_rows)[:, None]
         is_seen &= seen(ahead, window, CAUSAL, HAS_WINDOW)
         weights = tl.where(is_seen, tl.math.exp2(scores * rest - height), 0.0)
-        slope = weights * (tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee") - slack)
+        slope = weights * (tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee") - slack[:, None])
         if LEARNS_BIAS:
-            _add_by_distance(grad_bias + head * (2 * reach + 1), slope, ahead, is_seen, reach)
+            _add_by_distance(grad_bias + head * (2 * reach + 1), slope, key - first, reach)
         result = tl.dot(slope.to(k_tile.dtype), k_tile, result, input_precision="ieee")
-    target = at * width + head * D + lane[None, :]
-    tl.store(grad_q + target, (result * scale).to(grad_q.dtype.element_ty), mask=is_real)
+    tl.store(grad_q + place, (result * scale).to(grad_q.dtype.element_ty), mask=is_real)
 
 
 @triton.jit(do_not_specialize=["num_rows_total"])
@@ -451,7 +474,6 @@ def _key_gradients(
     bias,
     scale,
     window,
-    reach,
     num_rows_total,
     q_stride,
     q_head_stride,
@@ -460,6 +482,10 @@ def _key_gradients(
     v_stride,
     v_head_stride,
     tiles,
+    band,
+    band_low,
+    band_high,
+    band_stride,
     grad_k,
     grad_v,
     GROUP: tl.constexpr,
@@ -500,8 +526,11 @@ def _key_gradients(
             height = tl.load(lse + numbers + rows, mask=rows < num_rows, other=0.0)[None, :]
             slack = tl.load(delta + numbers + rows, mask=rows < num_rows, other=0.0)[None, :]
             ahead = key[:, None] - rows[None, :]  # [keys, rows], as the tiles below
-            scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
-            scores, rest = biased(scores, scale * LOG2E, bias, head, ahead, reach, BIAS)
+            shift = _shift(first - row, band_low, band_high)
+            added = _cut(band, head, shift, band_stride, BLOCK_M, BLOCK_N, BIAS, False)
+            if BIAS == "relative":
+                added = tl.trans(added)
+            scores, rest = _scored(k_tile, q_tile, added, ahead, scale * LOG2E, bias, head, BIAS)
             # rows beyond the sequence have no gradient, and what keys beyond it get is not stored
             if CAUSAL or HAS_WINDOW:
                 scores = tl.where(seen(ahead, window, CAUSAL, HAS_WINDOW), scores, HIDDEN)
@@ -528,13 +557,23 @@ def _tile_of(x, at, lane, stride, length, D: tl.constexpr, BLOCK_D: tl.constexpr
 
 
 @triton.jit
-def _add_by_distance(target, slope, ahead, is_seen, reach):
-    """Add each slope to its distance's number; a tile that is far as a whole adds one sum."""
-    nearest, farthest = tl.max(tl.max(ahead, 1), 0), tl.min(tl.min(ahead, 1), 0)
-    if nearest <= -reach:
+def _add_by_distance(target, slope, distance, reach):
+    """Add the sums of the tile's diagonals to their distances' numbers; a tile that is far as a whole adds one sum.
+
+    `distance` is that of its first key to its first query; hidden slopes are zero.
+    """
+    ROWS: tl.constexpr = slope.shape[0]
+    KEYS: tl.constexpr = slope.shape[1]
+    if distance + KEYS - 1 <= -reach:
         tl.atomic_add(target, tl.sum(tl.sum(slope, 1), 0))
-    elif farthest >= reach:
+    elif distance - ROWS + 1 >= reach:
         tl.atomic_add(target + 2 * reach, tl.sum(tl.sum(slope, 1), 0))
     else:
-        at = tl.minimum(tl.maximum(ahead, -reach), reach) + reach
-        tl.atomic_add(target + at, slope, mask=is_seen)
+        STEP: tl.constexpr = 32
+        for first in tl.range((1 - ROWS) // STEP * STEP, KEYS, STEP):
+            diagonal = first + tl.arange(0, STEP)
+            key = tl.arange(0, ROWS)[:, None] + diagonal[None, :]
+            found = tl.gather(slope, tl.minimum(tl.maximum(key, 0), KEYS - 1), 1)
+            sums = tl.sum(tl.where((key >= 0) & (key < KEYS), found, 0.0), 0)
+            at = tl.minimum(tl.maximum(distance + diagonal, -reach), reach) + reach
+            tl.atomic_add(target + at, sums, sem="relaxed")

@@ -167,13 +167,12 @@ def test_a_training_without_a_server_goes_on_where_it_was_interrupted(tmp_path: 
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows = [{"prompt": f"item {n} is", "completion": " blue."} for n in range(200)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ("train", FOLDER, str(data), "--out", str(out), "--set", "n_epochs=8", "--set", "batch_size=8")
-    begun = subprocess.Popen(command(*words), env=environment({}), stderr=subprocess.PIPE, text=True)
-    assert begun.stderr is not None
-    assert any("Checkpoint created" in line for line in begun.stderr)
-    begun.send_signal(signal.SIGINT)
-    assert begun.wait(60) == 130
-    begun.stderr.close()
+    words = ("train", FOLDER, str(data), "--out", str(out), "--set", "n_epochs=20", "--set", "batch_size=8")
+    with subprocess.Popen(command(*words), env=environment({}), stderr=subprocess.PIPE, text=True) as begun:
+        assert begun.stderr is not None
+        assert any("Checkpoint created" in line for line in begun.stderr)
+        begun.send_signal(signal.SIGINT)
+        assert begun.wait(60) == 130
     assert [path.name for path in out.iterdir()] == [".training"]
     status, said, told = trefoil(*words)
     assert (status, said) == (0, f"{out}\n")
