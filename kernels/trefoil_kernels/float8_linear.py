@@ -77,7 +77,7 @@ def float8_linear(x_TM: Tensor, weight: Float8, bias_F: Tensor | None = None) ->
         if len(x_TM) and x_TM.is_cuda and has_float8() and not any(size % MULTIPLE for size in weight.codes_FM.shape):
             return _scaled_product(x_TM, weight, bias_F)
     if native := native_for(x_TM, weight.codes_FM):
-        return native.product(x_TM, weight.codes_FM, bias_F, weight.scales_F)
+        return native.products.plain(x_TM, weight.codes_FM, bias_F, weight.scales_F)
     return reference(x_TM, weight, bias_F)
 
 

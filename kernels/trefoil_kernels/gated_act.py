@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trefoil_kernels.cpu.library import ACTIVATIONS as NATIVE
+from trefoil_kernels.cpu.calls import ACTIVATIONS as NATIVE
 from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import launch, runs_triton, with_whole_rows
 
@@ -56,7 +56,7 @@ def gated_act(gate_TF: Tensor, up_TF: Tensor, activation: str) -> Tensor:
         return on_triton(gate_TF, up_TF, activation)
     name = KERNEL_NAMES.get(activation, activation)
     if name in NATIVE and (native := native_for(gate_TF, up_TF)) and _are_rows(gate_TF, up_TF):
-        return native.gated(gate_TF, up_TF, name)
+        return native.rowwise.gated(gate_TF, up_TF, name)
     return reference(gate_TF, up_TF, activation)
 
 

@@ -30,7 +30,7 @@ def layer_norm(x_TM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Te
     if runs_triton(x_TM) and is_covered:
         return on_triton(x_TM, weight_M, bias_M, eps)
     if native := _native_for(x_TM, weight_M, bias_M):
-        return native.layer_norm(x_TM, weight_M, bias_M, eps)
+        return native.rowwise.layer_norm(x_TM, weight_M, bias_M, eps)
     return reference(x_TM, weight_M, bias_M, eps)
 
 
@@ -38,7 +38,7 @@ def add_layer_norm(x_TM: Tensor, y_TM: Tensor, weight_M: Tensor, bias_M: Tensor,
     """The norm of x + y, as post-norm layers take it of a residual; y may be a row that was expanded."""
     is_plain = x_TM.shape == y_TM.shape and _has_whole_rows(y_TM)
     if is_plain and (native := _native_for(x_TM, y_TM, weight_M, bias_M)):
-        return native.layer_norm(x_TM, weight_M, bias_M, eps, y_TM)
+        return native.rowwise.layer_norm(x_TM, weight_M, bias_M, eps, y_TM)
     return layer_norm(x_TM + y_TM, weight_M, bias_M, eps)
 
 

@@ -28,7 +28,7 @@ BLOCK_F, BLOCK_M, WARPS, STAGES = 16, 512, 4, 3
 def linear(x_TM: Tensor, weight_FM: Tensor, bias_F: Tensor | None = None) -> Tensor:
     """[T, F]; differentiable in all three."""
     if _is_native(x_TM, weight_FM, bias_F) and (native := native_for(x_TM, weight_FM)):
-        return native.product(x_TM, weight_FM, bias_F)
+        return native.products.plain(x_TM, weight_FM, bias_F)
     if runs_triton(x_TM) and is_one_row(x_TM, weight_FM, bias_F):
         return on_triton(x_TM, weight_FM, bias_F)
     return F.linear(x_TM, weight_FM, bias_F)

@@ -16,4 +16,4 @@ def lookup(ids_T: Tensor, table_VM: Tensor) -> Tensor:
     native = native_for(table_VM)
     if native is None or ids_T.dim() != 1 or not ids_T.is_contiguous() or not table_VM.is_contiguous():
         return reference(ids_T, table_VM)
-    return native.lookup(ids_T, table_VM)
+    return native.rowwise.lookup(ids_T, table_VM)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trefoil_kernels.cpu.library import LORA_PANEL, Native, native_for
+from trefoil_kernels.cpu.library import native_for
+from trefoil_kernels.cpu.products import LORA_PANEL, Products
 from trefoil_kernels.launch import with_whole_rows
 
 
@@ -43,20 +44,20 @@ def slots_of(down_SRM: Tensor, up_SRO: Tensor) -> Slots:
     num_slots, rank, outs = up_SRO.shape
     up_SRO = F.pad(up_SRO, (0, -outs % LORA_PANEL))
     panels_SPRB = up_SRO.view(num_slots, rank, -1, LORA_PANEL).transpose(1, 2).contiguous()
-    return InPanels(native, down_SRM.contiguous(), panels_SPRB)
+    return InPanels(native.products, down_SRM.contiguous(), panels_SPRB)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InPanels:
     """As the native library reads them."""
 
-    native: Native
+    products: Products
     down_SRM: Tensor
     up_SPRB: Tensor
 
     def add(self, y_TO: Tensor, x_TM: Tensor, slots_T: Tensor) -> Tensor:
         y_TO = y_TO.contiguous()
-        self.native.add_lora(y_TO, with_whole_rows(x_TM), self.down_SRM, self.up_SPRB, slots_T)
+        self.products.add_lora(y_TO, with_whole_rows(x_TM), self.down_SRM, self.up_SPRB, slots_T)
         return y_TO
 
 

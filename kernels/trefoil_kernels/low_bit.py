@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trefoil_kernels.cpu import library
-from trefoil_kernels.cpu.library import INT4, KINDS, NIBBLE_GROUP, Packed, native_for
+from trefoil_kernels.cpu.calls import INT4, KINDS
+from trefoil_kernels.cpu.library import native_for
+from trefoil_kernels.cpu.products import NIBBLE_GROUP, Packed
 from trefoil_kernels.float8 import Float8, to_float8
 from trefoil_kernels.float8_linear import Float8Weight
 from trefoil_kernels.packed_linear import NativeWeight, Weight
@@ -81,7 +83,7 @@ def to_int4(weight_FM: Tensor) -> Int4Weight:
 def pack_int8(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight:
     """An 8-bit weight, laid out for products of bytes where the processor has them."""
     weight, native, kind = to_int8(weight_FM), library.native(), KINDS[torch.int8]
-    data = None if native is None else native.pack(weight.values_FM, kind)
+    data = None if native is None else native.products.pack(weight.values_FM, kind)
     if data is None:
         return PlainInt8Weight(weight, bias_F)
     return NativeWeight(Packed(data, kind, len(weight_FM), bias_F, weight.scales_F))
@@ -95,7 +97,7 @@ def pack_float8(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight:
 def laid_out(weight: Float8, bias_F: Tensor | None = None) -> Weight:
     """The same weight, laid out where the processor turns codes into bfloat16 at once (AVX-512 VBMI)."""
     native, kind = library.native(), KINDS[torch.float8_e4m3fn]
-    data = None if native is None else native.pack(weight.codes_FM, kind)
+    data = None if native is None else native.products.pack(weight.codes_FM, kind)
     if data is None:
         return Float8Weight(weight, bias_F)
     return NativeWeight(Packed(data, kind, len(weight.codes_FM), bias_F, weight.scales_F))
@@ -104,13 +106,13 @@ def laid_out(weight: Float8, bias_F: Tensor | None = None) -> Weight:
 def has_int4() -> bool:
     """Does this processor multiply bytes, as products with 4-bit weights ask?"""
     native = library.native()
-    return native is not None and native.packs(INT4)
+    return native is not None and native.products.packs(INT4)
 
 
 def pack_int4(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight:
     """A 4-bit weight laid out; only where `has_int4`."""
     weight, native = to_int4(weight_FM), library.native()
-    data = None if native is None else native.pack(weight.values_FM, INT4, weight.scales_FG)
+    data = None if native is None else native.products.pack(weight.values_FM, INT4, weight.scales_FG)
     assert data is not None, "4-bit weights need has_int4"
     return NativeWeight(Packed(data, INT4, len(weight_FM), bias_F))
 
@@ -134,4 +136,4 @@ def int8_linear(x_TM: Tensor, weight: Int8Weight, bias_F: Tensor | None = None) 
     native = native_for(x_TM, weight.values_FM)
     if native is None or x_TM.dim() != 2 or x_TM.stride(1) != 1:
         return reference(x_TM, weight, bias_F)
-    return native.product(x_TM, weight.values_FM, bias_F, weight.scales_F)
+    return native.products.plain(x_TM, weight.values_FM, bias_F, weight.scales_F)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from trefoil_kernels.attention_tile import WIDEST_HEAD, kernel_bias
 from trefoil_kernels.bias import Bias
-from trefoil_kernels.cpu.library import Keys, attention_for, biases
+from trefoil_kernels.cpu.attention import Keys, biases
+from trefoil_kernels.cpu.library import attention_for
 from trefoil_kernels.launch import chip, runs_triton
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention_triton import (
@@ -129,7 +130,7 @@ def packed_attention(
         starts_N1, key_starts_N1 = (own.starts_on(q_THD.device) for own in (packing, keys or packing))
         own_keys = Keys(k_KGD, v_KGD, starts_N1=key_starts_N1)
         added = None if bias is None else biases(bias, max(packing.lens))
-        return native.attention(q_THD, own_keys, starts_N1, mask=mask, scale=scale, bias=added)
+        return native.attention.over(q_THD, own_keys, starts_N1, mask=mask, scale=scale, bias=added)
     if len(packing.lens) == 1:
         lens = (keys or packing).lens
         return _batched(q_THD[None], k_KGD[None], v_KGD[None], lens, mask, scale, bias)[0]

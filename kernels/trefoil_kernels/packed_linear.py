@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trefoil_kernels.cpu import library
 from trefoil_kernels.cpu.build import cpu_flags
-from trefoil_kernels.cpu.library import KINDS, Packed
+from trefoil_kernels.cpu.calls import KINDS
+from trefoil_kernels.cpu.products import Packed
 from trefoil_kernels.float8_linear import Float8Weight, joined
 from trefoil_kernels.gated_act import gelu_tanh
 from trefoil_kernels.launch import with_whole_rows
@@ -72,7 +73,7 @@ def pack(weight_FM: Tensor, bias_F: Tensor | None = None) -> Weight | None:
     if native is None or (weight_FM.dtype == torch.bfloat16 and _has_amx()):
         return _by_onednn(weight_FM, bias_F)
     kind = KINDS[weight_FM.dtype]
-    data = native.pack(weight_FM, kind)
+    data = native.products.pack(weight_FM, kind)
     return None if data is None else NativeWeight(Packed(data, kind, len(weight_FM), bias_F))
 
 
@@ -85,7 +86,7 @@ def products(x_TM: Tensor, weights: Sequence[Weight]) -> list[Tensor]:
     native = library.native()
     if native is None or len(packed) < len(weights) or len({weight.kind for weight in packed}) > 1:
         return [weight.times(x_TM) for weight in weights]
-    return native.packed_products(with_whole_rows(x_TM), packed)
+    return native.products.packed(with_whole_rows(x_TM), packed)
 
 
 def activated(x_TM: Tensor, weight: Weight, activate: Callable[[Tensor], Tensor]) -> Tensor:
@@ -94,7 +95,7 @@ def activated(x_TM: Tensor, weight: Weight, activate: Callable[[Tensor], Tensor]
     name = NATIVE_ACTIVATIONS.get(activate)
     if name is None or not isinstance(weight, NativeWeight) or native is None:
         return activate(weight.times(x_TM))
-    return native.packed_products(with_whole_rows(x_TM), [weight.packed], activation=name)[0]
+    return native.products.packed(with_whole_rows(x_TM), [weight.packed], activation=name)[0]
 
 
 def _by_onednn(weight_FM: Tensor, bias_F: Tensor | None) -> OneDnnWeight | None:

@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trefoil_kernels.cpu.library import PAGE_KINDS, has_side_by_side_heads, native_for
+from trefoil_kernels.cpu.attention import has_side_by_side_heads
+from trefoil_kernels.cpu.calls import PAGE_KINDS
+from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import launch, row_tile, runs_triton, with_whole_rows
 from trefoil_kernels.rotary import Turn, is_contiguous, rotary, rounded, turn_constants, turn_row
 
@@ -84,7 +86,7 @@ def page_write(pages: Pages, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> N
     elif has_side_by_side_heads(k_TGD) and has_side_by_side_heads(v_TGD) and (native := native_for(k_TGD, v_TGD)):
         assert pages.dtype in PAGE_KINDS
         for x_PSGD, x_TGD in zip(pages.tensors, (k_TGD, v_TGD), strict=False):
-            native.page_write(x_TGD, x_PSGD, slots_T)
+            native.attention.page_write(x_TGD, x_PSGD, slots_T)
     else:
         reference(pages, k_TGD, v_TGD, slots_T)
 
@@ -119,7 +121,7 @@ def rotary_page_write(pages: Pages, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor,
         return rotary_on_triton(pages, q_THD, k_TGD, v_TGD, turn, slots_T)
     rows, native = (q_THD, k_TGD, v_TGD), native_for(q_THD, k_TGD, v_TGD, turn.cos_TR)
     if native and all(map(has_side_by_side_heads, rows)) and is_contiguous(turn) and slots_T.is_contiguous():
-        return native.rotary_page_write(
+        return native.attention.rotary_page_write(
             rows, (pages.k_PSGD, pages.v_PSGD), (turn.cos_TR, turn.sin_TR), turn.run, slots_T
         )
     page_write(pages, rotary(k_TGD, turn), v_TGD, slots_T)
@@ -152,7 +154,7 @@ def copy_pages(pages: Pages, sources_C: Tensor, targets_C: Tensor) -> None:
         if (native := native_for(x_PSGD)) is None:
             x_PSGD.index_copy_(0, targets_C, x_PSGD[sources_C])
         else:
-            native.page_copy(x_PSGD, sources_C, targets_C)
+            native.attention.page_copy(x_PSGD, sources_C, targets_C)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -32,7 +32,8 @@ from trefoil_kernels.attention_tile import (
     seen,
 )
 from trefoil_kernels.bias import Bias
-from trefoil_kernels.cpu.library import Keys, attention_for, biases
+from trefoil_kernels.cpu.attention import Keys, biases
+from trefoil_kernels.cpu.library import attention_for
 from trefoil_kernels.launch import chip, launch, num_processors, runs_triton, with_whole_rows
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
@@ -104,7 +105,7 @@ def paged_attention(
     if native := attention_for(q_THD, pages.k_PSGD, pages.v_PSGD):
         keys = Keys(pages.k_PSGD, pages.v_PSGD, table.lens_N, table_NP=table.pages_NP, page_size=pages.page_size)
         added = None if bias is None else biases(bias, max(table.lens))
-        return native.attention(q_THD, keys, packing.starts_on(q_THD.device), mask=mask, scale=scale, bias=added)
+        return native.attention.over(q_THD, keys, packing.starts_on(q_THD.device), mask=mask, scale=scale, bias=added)
     if all(rows == 1 for rows in packing.lens):
         return _one_row_each(q_THD, pages, table, mask, scale, bias)
     out_THD = torch.empty_like(q_THD)

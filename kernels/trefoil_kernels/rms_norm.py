@@ -34,7 +34,7 @@ def rms_norm(x_TM: Tensor, weight_M: Tensor, eps: float) -> Tensor:
     native = native_for(x_TM, weight_M)
     if native is None or x_TM.dtype != weight_M.dtype or x_TM.stride(-1) != 1:
         return reference(x_TM, weight_M, eps)
-    return native.rms_norm(x_TM.reshape(-1, x_TM.shape[-1]), weight_M, eps).view(x_TM.shape)
+    return native.rowwise.rms_norm(x_TM.reshape(-1, x_TM.shape[-1]), weight_M, eps).view(x_TM.shape)
 
 
 def add_rms_norm(x_TM: Tensor, residual_TM: Tensor, weight_M: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def add_rms_norm(x_TM: Tensor, residual_TM: Tensor, weight_M: Tensor, eps: float
     if not _is_covered(x_TM, weight_M) or x_TM.dtype != residual_TM.dtype:
         native = native_for(x_TM, residual_TM, weight_M) if _are_plain(x_TM, residual_TM, weight_M) else None
         if native is not None:
-            return native.add_rms_norm(x_TM, residual_TM, weight_M, eps)
+            return native.rowwise.add_rms_norm(x_TM, residual_TM, weight_M, eps)
         summed_TM = x_TM + residual_TM
         return rms_norm(summed_TM, weight_M, eps), summed_TM
     return on_triton(x_TM, residual_TM, weight_M, eps)

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trefoil_kernels.cpu.library import has_side_by_side_heads, native_for
+from trefoil_kernels.cpu.attention import has_side_by_side_heads
+from trefoil_kernels.cpu.library import native_for
 from trefoil_kernels.launch import launch, runs_triton, with_whole_rows
 
 
@@ -40,7 +41,7 @@ def angles(positions_T: Tensor, frequencies_R: Tensor, factor: float = 1.0) -> t
     """Of each position (int64) and frequency (float32), cosines and sines times a factor."""
     are_plain = positions_T.is_contiguous() and frequencies_R.is_contiguous()
     if are_plain and not runs_triton(positions_T) and (native := native_for(frequencies_R)):
-        return native.angles(positions_T, frequencies_R, factor)
+        return native.rowwise.angles(positions_T, frequencies_R, factor)
     return reference_angles(positions_T, frequencies_R, factor)
 
 
@@ -58,7 +59,7 @@ def rotary(x_THD: Tensor, turn: Turn) -> Tensor:
     native = native_for(x_THD, turn.cos_TR)
     if native is None or not has_side_by_side_heads(x_THD) or not is_contiguous(turn):
         return reference(x_THD, turn)
-    return native.rotary(x_THD, turn.cos_TR, turn.sin_TR, turn.run)
+    return native.rowwise.rotary(x_THD, turn.cos_TR, turn.sin_TR, turn.run)
 
 
 def is_contiguous(turn: Turn) -> bool:

@@ -10,5 +10,5 @@ def scaled(x_TM: Tensor, factor: float) -> Tensor:
     if factor == 1.0:
         return x_TM
     if x_TM.is_contiguous() and (native := native_for(x_TM)):
-        return native.scaled(x_TM, factor)
+        return native.rowwise.scaled(x_TM, factor)
     return x_TM * factor

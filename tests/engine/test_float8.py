@@ -17,7 +17,8 @@ from engine_world import generator, request, run
 from trefoil import wire
 from trefoil.errors import InvalidSetting
 from trefoil.settings import Settings
-from trefoil_kernels.cpu.library import KINDS, Native, native
+from trefoil_kernels.cpu.calls import KINDS
+from trefoil_kernels.cpu.library import Native, native
 from trefoil_models import checkpoint
 from trefoil_models.adapter_files import save_adapter
 from trefoil_models.attend import packed_rows
@@ -93,7 +94,7 @@ def pack_fp8(model: Any) -> None:
 
 
 def test_decode_steps_are_taped(tmp_path: Path, library: Native) -> None:
-    if not library.packs(KINDS[torch.float8_e4m3fn]):
+    if not library.products.packs(KINDS[torch.float8_e4m3fn]):
         pytest.skip("this processor has no AVX-512 VBMI: torch or plain products serve, untaped")
     folder = tiny.checkpoint(tmp_path / "m", "llama")
     asked = [request(str(n), ids, 20) for n, ids in enumerate(tiny.draw_ids(1, 9, 30))]

@@ -10,7 +10,8 @@ import tiny_encoders
 from trefoil import wire
 from trefoil.engine.encoder_tape import EncoderTape
 from trefoil.engine.one_pass import OnePass
-from trefoil_kernels.cpu.library import KINDS, native
+from trefoil_kernels.cpu.calls import KINDS
+from trefoil_kernels.cpu.library import native
 from trefoil_kernels.cpu.tape import NotRecordable
 from trefoil_models import checkpoint
 from trefoil_models.packing import pack
@@ -59,7 +60,7 @@ STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "albert"])
 def test_a_taped_pass_gives_the_same_numbers(family: str, quantization: str | None, tmp_path: Path) -> None:
     library = native()
-    if library is None or (quantization and not library.packs(KINDS[STORED[quantization]])):
+    if library is None or (quantization and not library.products.packs(KINDS[STORED[quantization]])):
         pytest.skip("no native library that multiplies so on this machine")
     folder = tiny_encoders.checkpoint(tmp_path, family, "ForTokenClassification")
     asked = [once(f"{number}", length, "tag") for number, length in enumerate((3, 30, 1, 7, 40, 2, 9))]

@@ -68,7 +68,7 @@ def test_a_family_whose_step_torch_computes_says_so_once_and_answers(tmp_path: P
 
 def test_a_tape_plays_over_new_numbers_in_the_old_places(library: Native) -> None:
     x_TM, y_TM = torch.ones(3, 5), torch.ones(3, 5)
-    tape = library.record(lambda: library.add(library.add(x_TM, y_TM), y_TM), Scratch())
+    tape = library.calls.record(lambda: library.rowwise.add(library.rowwise.add(x_TM, y_TM), y_TM), Scratch())
     assert tape.play().eq(3).all()
     x_TM.fill_(4)
     assert tape.play().eq(6).all()
@@ -76,7 +76,9 @@ def test_a_tape_plays_over_new_numbers_in_the_old_places(library: Native) -> Non
 
 def test_a_pass_plays_with_fewer_rows_than_it_was_recorded_with(library: Native) -> None:
     x_TM, ids_T, table_VM = torch.ones(8, 5), torch.arange(8), torch.arange(40.0).view(8, 5)
-    tape = library.record(lambda: library.add(library.lookup(ids_T, table_VM), x_TM), Scratch(), 8)
+    tape = library.calls.record(
+        lambda: library.rowwise.add(library.rowwise.lookup(ids_T, table_VM), x_TM), Scratch(), 8
+    )
     whole_TM = tape.play_rows(8)
     assert whole_TM.equal(table_VM + 1)
     table_VM.zero_()
@@ -88,14 +90,14 @@ def test_a_pass_plays_with_fewer_rows_than_it_was_recorded_with(library: Native)
 def test_a_pass_with_rows_of_its_own_is_refused(library: Native) -> None:
     ids_T, table_VM = torch.arange(3), torch.ones(3, 5)
     with pytest.raises(NotRecordable, match="Lookup"):
-        library.record(lambda: library.lookup(ids_T, table_VM), Scratch(), 8)
+        library.calls.record(lambda: library.rowwise.lookup(ids_T, table_VM), Scratch(), 8)
 
 
 def test_what_torch_computes_is_refused_and_leaves_no_recording_behind(library: Native) -> None:
     x_TM = torch.ones(3, 5)
     with pytest.raises(NotRecordable, match=r"aten\.mul"):
-        library.record(lambda: library.add(x_TM * 2, x_TM), Scratch())
-    assert library.add(x_TM, x_TM).eq(2).all()
+        library.calls.record(lambda: library.rowwise.add(x_TM * 2, x_TM), Scratch())
+    assert library.rowwise.add(x_TM, x_TM).eq(2).all()
 
 
 @pytest.mark.parametrize("how", ["flatten", "contiguous", "reshape"])
@@ -107,14 +109,16 @@ def test_a_view_that_is_a_copy_here_is_refused(how: str, library: Native) -> Non
         "reshape": lambda: x_TGD[:, 1].reshape(5, 3),
     }
     with torch.inference_mode(), pytest.raises(NotRecordable, match="copies"):
-        library.record(lambda: library.add(copies[how](), copies[how]()), Scratch())
+        library.calls.record(lambda: library.rowwise.add(copies[how](), copies[how]()), Scratch())
 
 
 def test_tapes_of_all_sizes_find_room_in_that_of_the_largest(library: Native) -> None:
     ids_T, table_VM = torch.arange(40), torch.randn(40, 96)
     scratch, largest = Scratch(), 2 * table_VM.nbytes  # two results at a time
     tapes = [
-        library.record(lambda size=size: library.scaled(library.lookup(ids_T[:size], table_VM), 2.0), scratch)
+        library.calls.record(
+            lambda size=size: library.rowwise.scaled(library.rowwise.lookup(ids_T[:size], table_VM), 2.0), scratch
+        )
         for size in range(1, 41)
     ]
     assert scratch.num_bytes <= 4 * largest

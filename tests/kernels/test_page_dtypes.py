@@ -7,6 +7,7 @@ from torch import Tensor
 from closeness import assert_close
 from paged_world import BATCHES, draw
 from trefoil_kernels.cpu import library
+from trefoil_kernels.cpu.attention import Keys
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.page_write import Pages, as_bytes, copy_pages, kept, new_pages, page_write, rotary_page_write
 from trefoil_kernels.page_write import reference as written_by_torch
@@ -51,12 +52,12 @@ def written(rows_TD: Tensor, page_dtype: torch.dtype) -> Tensor:
 def read(pages: Pages, dtype: torch.dtype) -> Tensor:
     """What attention finds in each slot: a row that sees one key gets its value."""
     table, lens = torch.arange(len(pages.k_PSGD))[:, None], torch.ones(len(pages.k_PSGD), dtype=torch.int64)
-    keys = library.Keys(pages.k_PSGD, pages.v_PSGD, lens, table, page_size=1)
+    keys = Keys(pages.k_PSGD, pages.v_PSGD, lens, table, page_size=1)
     native = library.native()
     assert native is not None
     q_THD = torch.zeros(len(lens), 1, pages.k_PSGD.shape[3], dtype=dtype)
     starts = torch.arange(len(lens) + 1, dtype=torch.int32)
-    return native.attention(q_THD, keys, starts, mask=Mask.FULL, scale=1.0)[:, 0]
+    return native.attention.over(q_THD, keys, starts, mask=Mask.FULL, scale=1.0)[:, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -7,14 +7,16 @@ Pointer, Long, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, cty
 
 
 class Asked(ctypes.Structure):
-    """All that one function needs to know; `grows` is the field that grows with the rows of a pass."""
+    """All that `function` needs to know; `grows` is the field that grows with the rows of a pass."""
 
+    function: ClassVar[str]
     grows: ClassVar[str | None] = "rows"
 
 
 class Product(Asked):
     """struct product"""
 
+    function = "product"
     _fields_ = [
         *((name, Pointer) for name in ("x", "weight", "bias", "out", "scales")),
         *((name, Long) for name in ("rows", "x_stride", "outs", "width")),
@@ -31,6 +33,7 @@ class PackedWeight(ctypes.Structure):
 class PackedProduct(Asked):
     """struct packed"""
 
+    function = "packed_product"
     _fields_ = [
         *((name, Pointer) for name in ("x", "weights")),
         *((name, Long) for name in ("count", "rows", "x_stride", "width")),
@@ -41,6 +44,7 @@ class PackedProduct(Asked):
 class Lora(Asked):
     """struct lora"""
 
+    function = "add_lora"
     _fields_ = [
         *((name, Pointer) for name in ("x", "down", "up", "out", "slots")),
         *((name, Long) for name in ("rows", "x_stride", "width", "outs", "num_slots", "rank")),
@@ -48,11 +52,10 @@ class Lora(Asked):
     ]
 
 
-class Attention(Asked):
+class Attending(Asked):
     """struct attention; where its sequences start says how many rows there are"""
 
-    grows = None
-
+    function, grows = "attention", None
     _fields_ = [
         *((name, Pointer) for name in ("q", "k", "v", "out", "row_starts", "num_keys", "table", "key_starts", "bias")),
         *((name, Long) for name in ("sequences", "heads", "kv_heads", "head_dim", "q_stride", "kv_stride")),
@@ -65,6 +68,7 @@ class Attention(Asked):
 class RmsNorm(Asked):
     """struct rms_norm"""
 
+    function = "rms_norm"
     _fields_ = [
         *((name, Pointer) for name in ("x", "other", "weight", "sum", "out")),
         *((name, Long) for name in ("rows", "x_stride", "width")),
@@ -75,6 +79,7 @@ class RmsNorm(Asked):
 class LayerNorm(Asked):
     """struct layer_norm"""
 
+    function = "layer_norm"
     _fields_ = [
         *((name, Pointer) for name in ("x", "y", "weight", "bias", "out")),
         *((name, Long) for name in ("rows", "width", "y_stride")),
@@ -85,22 +90,21 @@ class LayerNorm(Asked):
 class Sum(Asked):
     """struct sum"""
 
-    grows = "count"
-
+    function, grows = "add", "count"
     _fields_ = [*((name, Pointer) for name in ("x", "y", "out")), ("count", Long), ("kind", Int)]
 
 
 class Scaling(Asked):
     """struct scaling"""
 
-    grows = "count"
-
+    function, grows = "scale", "count"
     _fields_ = [("x", Pointer), ("out", Pointer), ("count", Long), ("factor", Float), ("kind", Int)]
 
 
 class Angles(Asked):
     """struct angles"""
 
+    function = "angles"
     _fields_ = [
         *((name, Pointer) for name in ("positions", "frequencies", "cosines", "sines")),
         *(("rows", Long), ("half", Long), ("factor", Float)),
@@ -110,6 +114,7 @@ class Angles(Asked):
 class Rotary(Asked):
     """struct rotary"""
 
+    function = "rotary"
     _fields_ = [
         *((name, Pointer) for name in ("x", "out", "cosines", "sines")),
         *((name, Long) for name in ("rows", "x_stride", "heads", "width", "half", "run")),
@@ -120,6 +125,7 @@ class Rotary(Asked):
 class Turning(Asked):
     """struct turning"""
 
+    function = "rotary_page_write"
     _fields_ = [
         *((name, Pointer) for name in ("q", "k", "v", "out", "k_pages", "v_pages", "cosines", "sines", "slots")),
         *((name, Long) for name in ("rows", "heads", "kv_heads", "width", "half", "run")),
@@ -131,6 +137,7 @@ class Turning(Asked):
 class Gating(Asked):
     """struct gating"""
 
+    function = "gate"
     _fields_ = [
         *((name, Pointer) for name in ("gate", "up", "out")),
         *((name, Long) for name in ("rows", "width", "gate_stride", "up_stride")),
@@ -141,8 +148,7 @@ class Gating(Asked):
 class PageWrite(Asked):
     """struct page_write"""
 
-    grows = "count"
-
+    function, grows = "page_write", "count"
     _fields_ = [
         *((name, Pointer) for name in ("rows", "pages", "slots")),
         *((name, Long) for name in ("count", "row_stride", "width")),
@@ -153,16 +159,14 @@ class PageWrite(Asked):
 class PageCopy(Asked):
     """struct page_copy"""
 
-    grows = None
-
+    function, grows = "page_copy", None
     _fields_ = [*((name, Pointer) for name in ("pages", "sources", "targets")), ("count", Long), ("bytes", Long)]
 
 
 class Lookup(Asked):
     """struct lookup"""
 
-    grows = "count"
-
+    function, grows = "lookup", "count"
     _fields_ = [
         *((name, Pointer) for name in ("ids", "table", "out")),
         *((name, Long) for name in ("count", "length", "bytes")),
@@ -172,12 +176,14 @@ class Lookup(Asked):
 class Argmax(Asked):
     """struct argmax"""
 
+    function = "argmax"
     _fields_ = [("x", Pointer), ("out", Pointer), ("rows", Long), ("width", Long), ("kind", Int)]
 
 
 class Likeliest(Asked):
     """struct likeliest"""
 
+    function = "likeliest"
     _fields_ = [
         *((name, Pointer) for name in ("x", "never", "logprobs", "ids")),
         *((name, Long) for name in ("rows", "width", "num_never", "count")),

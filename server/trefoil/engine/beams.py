@@ -40,7 +40,7 @@ def grow_all(logits_NV: Tensor, takers: Seq[Sequence], never: Tensor) -> Iterato
 def _likeliest(logits_NV: Tensor, takers: Seq[Sequence], count: int, never: Tensor) -> tuple[Tensor, Tensor]:
     """log p and ids of the `count` best tokens of each row, best first, [N, C] each."""
     if not any(map(is_adjusted, takers)) and (native := native_for(logits_NV)):
-        return native.likeliest(logits_NV, count, never)
+        return native.rowwise.likeliest(logits_NV, count, never)
     logprobs_NV = logits_NV.float().log_softmax(-1)
     logprobs_NV.index_fill_(1, never, -torch.inf)
     for logprobs_V, taker in zip(logprobs_NV, takers, strict=True):

@@ -29,7 +29,7 @@ class EncoderTape:
         attend = PackedAttend(Packing.told((0,) * max_rows, starts_N1))
         self._rows_4T, self._starts_N1 = rows_4T.numpy(), starts_N1.numpy()
         with torch.inference_mode():
-            self._tape = native.record(lambda: model(rows, attend), Scratch(), max_rows)
+            self._tape = native.calls.record(lambda: model(rows, attend), Scratch(), max_rows)
 
     def hidden(self, texts: Sequence[wire.Once]) -> Tensor:
         """[T, M], overwritten by the next call; the texts have at most `max_rows` rows together."""

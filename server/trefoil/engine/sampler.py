@@ -43,7 +43,7 @@ class Sampler:
         if not takers:
             return []
         if all(is_plain(taker) for taker in takers) and (native := native_for(logits_NV)):
-            tokens = native.argmax(logits_NV.index_fill_(1, self._never, -torch.inf)).tolist()
+            tokens = native.rowwise.argmax(logits_NV.index_fill_(1, self._never, -torch.inf)).tolist()
             return [Pick(taker, token, None) for taker, token in zip(takers, tokens, strict=True)]
         logits_NV = logits_NV.float()
         adjusted_NV = logits_NV.index_fill(1, self._never, -torch.inf)

@@ -40,7 +40,7 @@ class DecodeTapes:
     """The recorded steps of one model."""
 
     def __init__(self, native: Native, model: Model, adapters: Adapters, inputs: StepInputs, pages: Seq[Pages]) -> None:
-        self._native, self._model, self._adapters = native, model, adapters
+        self._calls, self._model, self._adapters = native.calls, model, adapters
         self._inputs, self._pages = inputs, pages
         self._slots_T = torch.full((MOST_ROWS,), BASE)
         self._scratch = Scratch()
@@ -80,7 +80,7 @@ class DecodeTapes:
         before = self._scratch.num_bytes
         with self._adapters.chosen_in(self._slots_T[: key.size] if key.num_loads else None):
             self._model(rows, attend)
-            tape = self._native.record(lambda: self._model.lm_head.logits(self._model(rows, attend)), self._scratch)
+            tape = self._calls.record(lambda: self._model.lm_head.logits(self._model(rows, attend)), self._scratch)
         if self._scratch.num_bytes > before:
             log.info("tapes_grew", rows=key.size, scratch_mib=round(self._scratch.num_bytes / 2**20, 1))
         return tape

@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_the_library_built_all_the_s
     assert [line["event"] for line in lines] == ["native_kernels_not_kept"]
     assert str(tmp_path) in lines[0]["why"]
     x_TM = torch.randn(2, 5)
-    assert torch.allclose(found.product(x_TM, x_TM), x_TM @ x_TM.T, atol=1e-5)
+    assert torch.allclose(found.products.plain(x_TM, x_TM), x_TM @ x_TM.T, atol=1e-5)
 
 
 def test_a_kept_library_needs_no_compiler(tmp_path: Path) -> None:

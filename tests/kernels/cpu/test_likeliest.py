@@ -17,7 +17,7 @@ def test_log_probabilities_and_ids_are_those_of_a_stable_sort(
     wanted_NV = logits_NV.float().log_softmax(-1)
     wanted_NV[:, never] = -torch.inf
     values_NC, ids_NC = (x[:, :count] for x in wanted_NV.sort(descending=True, stable=True))
-    logprobs_NC, found_NC = library.likeliest(logits_NV, count, never)
+    logprobs_NC, found_NC = library.rowwise.likeliest(logits_NV, count, never)
     is_real = values_NC > -torch.inf
     assert torch.equal(found_NC[is_real], ids_NC[is_real])
     torch.testing.assert_close(logprobs_NC, values_NC, rtol=1e-6, atol=1e-5)
@@ -26,6 +26,6 @@ def test_log_probabilities_and_ids_are_those_of_a_stable_sort(
 def test_entries_without_any_probability_are_minus_infinity(library: Native) -> None:
     logits_NV = torch.full((2, 40), -torch.inf)
     logits_NV[:, 33] = 2.0
-    logprobs_NC, ids_NC = library.likeliest(logits_NV, 3, torch.tensor([], dtype=torch.int64))
+    logprobs_NC, ids_NC = library.rowwise.likeliest(logits_NV, 3, torch.tensor([], dtype=torch.int64))
     assert ids_NC[:, 0].tolist() == [33, 33]
     assert logprobs_NC.tolist() == [[0.0, -torch.inf, -torch.inf]] * 2
