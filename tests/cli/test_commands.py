@@ -187,3 +187,7 @@ def test_a_training_that_cannot_be_says_why(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
     status, _, told = trefoil("train", FOLDER, str(tmp_path / "rows.jsonl"), "--out", str(tmp_path))
     assert (status, "--out" in told) == (2, True)
+    (tmp_path / "model").mkdir()
+    refused = ["train", str(tmp_path / "model"), str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "new" / "out")]
+    assert trefoil(*refused)[0] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rows.jsonl"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,19 +40,32 @@ def train(
     work = out / WORK
     if out.is_dir() and any(path != work for path in out.iterdir()):
         raise InvalidSetting("--out", str(out), "a folder that is empty or not there yet")
+    missing = [path for path in (work, *work.parents) if not path.exists()]
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidSetting("--out", str(out), f"a folder that can be written ({error.strerror})") from error
-    with own_server(model, data_dir=work, device=device) as client:
-        begun = [job for job in client.jobs() if job.finished_at is None]
-        if begun:
-            typer.echo(f"going on with what was begun; delete {work} to begin anew", err=True)
-        (job, *_) = begun or [submit(client, "model", data, method, settings, objective, validation, seed=seed)]
-        name = follow(client, job.id).fine_tuned_model
+    with ExitStack() as undo:
+        undo.callback(_remove, missing)
+        with own_server(model, data_dir=work, device=device) as client:
+            begun = [job for job in client.jobs() if job.finished_at is None]
+            if begun:
+                typer.echo(f"going on with what was begun; delete {work} to begin anew", err=True)
+            (job, *_) = begun or [submit(client, "model", data, method, settings, objective, validation, seed=seed)]
+            undo.pop_all()  # from here on there is something to go on with
+            name = follow(client, job.id).fine_tuned_model
     _move(work, name, out)
     _name_base(out / ADAPTER_CONFIG, model)
     typer.echo(out)
+
+
+def _remove(made: list[Path]) -> None:
+    """A folder and then those above it, these only where nobody has put anything else there."""
+    if made:
+        shutil.rmtree(made[0], ignore_errors=True)
+        with suppress(OSError):
+            for folder in made[1:]:
+                folder.rmdir()
 
 
 def _move(work: Path, name: str | None, out: Path) -> None:
