@@ -162,13 +162,20 @@ def test_a_refusal_of_the_server_is_one_line(demo: Server) -> None:
     assert err == "trefoil: the model 'nobody' is not served here; see GET /v1/models\n"
 
 
+def heed_interrupts() -> None:
+    """In a child: tests that a shell began in the background have it ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_a_training_without_a_server_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows = [{"prompt": f"item {n} is", "completion": " blue."} for n in range(200)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ("train", FOLDER, str(data), "--out", str(out), "--set", "n_epochs=20", "--set", "batch_size=8")
-    with subprocess.Popen(command(*words), env=environment({}), stderr=subprocess.PIPE, text=True) as begun:
+    words = ("train", FOLDER, str(data), "--out", str(out), "--set", "n_epochs=8", "--set", "batch_size=8")
+    with subprocess.Popen(
+        command(*words), env=environment({}), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as begun:
         assert begun.stderr is not None
         assert any("Checkpoint created" in line for line in begun.stderr)
         begun.send_signal(signal.SIGINT)
