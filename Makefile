@@ -4,8 +4,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
-# tests have one thread each, so two at a time; a file's tests stay together, and share its servers
-SPREAD ?= -n 2 --dist loadfile
+# tests have one thread each, so two at a time; a file's tests stay together, and share its servers. In the files' own
+# order: by numbers of tests, the interpreter's one, the longest of all, would come last and keep one core alone
+SPREAD ?= -n 2 --dist loadfile --no-loadscope-reorder
 # where the demo encoder-decoder is trained, and for how long: two CPU cores take twelve hours for as many steps
 DEVICE ?= cpu
 MINUTES ?= $(if $(filter cuda,$(DEVICE)),3.5,720)
