@@ -172,7 +172,7 @@ def test_a_training_without_a_server_goes_on_where_it_was_interrupted(tmp_path: 
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows = [{"prompt": f"item {n} is", "completion": " blue."} for n in range(200)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ("train", FOLDER, str(data), "--out", str(out), "--set", "n_epochs=8", "--set", "batch_size=8")
+    words = ("train", FOLDER, str(data), "--out", str(out), "--set", "n_epochs=5", "--set", "batch_size=8")
     with subprocess.Popen(
         command(*words), env=environment({}), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     ) as begun:

@@ -51,7 +51,6 @@ def refusal(*arguments: str, **env: str) -> str:
         ("--request-timeout", "0", "0.01"),
         ("--max-upload-size", "none", "GiB"),
         ("--tensor-parallel-size", "0", "equal to 1"),
-        ("--tensor-parallel-size", "3", "allowed here: 1, 2, 4"),
     ],
 )
 def test_a_bad_flag_is_named_with_its_value(folders: dict[str, Path], flag: str, value: str, told: str) -> None:
