@@ -53,13 +53,13 @@ class Tiles:
 TILES = {
     ("sm_80", 64): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
     ("sm_80", 128): Tiles(Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
-    ("sm_80", 256): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("sm_80", 256): Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
     ("sm_90", 64): Tiles(Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(32, 64, 4, 3)),
     ("sm_90", 128): Tiles(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(32, 128, 8, 3)),
     ("sm_90", 256): Tiles(Tile(64, 64, 8, 2), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
 }
 BIASED_TILES = {
-    ("sm_80", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(32, 64, 8, 2)),
+    ("sm_80", 64): Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 8, 1)),
     ("sm_80", 128): Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 64, 8, 1)),
     ("sm_90", 64): Tiles(Tile(64, 64, 4, 2, registers=128), Tile(64, 64, 4, 2), Tile(32, 64, 4, 3)),
     ("sm_90", 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), Tile(32, 128, 8, 2)),
@@ -71,10 +71,12 @@ UNEVEN_TILES = {("sm_90", 128): replace(TILES["sm_90", 128], forward=Tile(128, 6
 
 FLOAT32_TILES = {
     ("sm_80", 128): Tiles(SMALL_TILE, SMALL_TILE, Tile(16, 16, 16, 1)),
+    ("sm_80", 256): Tiles(SMALL_TILE, Tile(16, 16, 8, 2), SMALL_TILE),
     ("sm_90", 64): Tiles(SMALL_TILE, SMALL_TILE, Tile(16, 16, 4, 1)),
     ("sm_90", 128): Tiles(SMALL_TILE, SMALL_TILE, Tile(16, 16, 4, 1)),
+    ("sm_90", 256): Tiles(SMALL_TILE, Tile(16, 16, 8, 2), SMALL_TILE),
 }
-"""Where the gradients of keys spill with the small tile's warps."""
+"""Where gradients spill with the small tile."""
 
 
 @dataclass(frozen=True, slots=True)

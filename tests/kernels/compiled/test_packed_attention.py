@@ -4,6 +4,7 @@ On sm_90 through warp-group matmuls and the tensor memory accelerator, on sm_80 
 benchmarks/kernel_resources.py holds every other variant to the same.
 """
 
+import pytest
 import torch
 
 from gpu_compiler import Built, compiling_for
@@ -41,9 +42,15 @@ def test_ampere_copies_16_bytes_at_a_time_while_it_multiplies() -> None:
     assert all(built[name].count(r"LDGSTS\.E\.\S*128") for name in ("_forward", "_query_gradients"))
 
 
-def test_a_learned_bias_fits_in_smaller_tiles() -> None:
+@pytest.mark.parametrize("chip", [80, 90])
+def test_a_learned_bias_fits_in_smaller_tiles(chip: int) -> None:
     table_BH = torch.ones(32, 4, requires_grad=True)
-    compiled(90, 64, mask=Mask.FULL, bias=RelativeBias(table_BH, 128, is_bidirectional=True))
+    compiled(chip, 64, mask=Mask.FULL, bias=RelativeBias(table_BH, 128, is_bidirectional=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_widest_heads_fit(dtype: torch.dtype) -> None:
+    compiled(80, 256, dtype=dtype)
 
 
 def test_amd() -> None:
