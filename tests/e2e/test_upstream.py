@@ -23,6 +23,8 @@ from trefoil.errors import InvalidSetting
 from trefoil.metrics import Metrics
 from trefoil.settings import ModelSource, Settings, read_upstream_keys
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-upstream-1"
 FLAGS = ("--dtype", "float32", "--max-num-seqs", "8", "--kv-cache-memory", "64MiB")
 FRONT = ("--max-num-seqs", "4", "--max-num-queued-reqs", "2", "--upstream-timeout", "2")

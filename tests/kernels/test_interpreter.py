@@ -10,6 +10,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kernels_match_their_references_in_the_interpreter() -> None:
     command = [

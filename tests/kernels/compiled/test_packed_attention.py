@@ -12,6 +12,8 @@ from trefoil_kernels.bias import Bias, RelativeBias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing, on_triton
 
+pytestmark = pytest.mark.slow
+
 
 def compiled(
     chip: int | str,

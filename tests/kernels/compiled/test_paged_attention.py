@@ -12,6 +12,8 @@ from trefoil_kernels.bias import Bias, RelativeBias
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.paged_attention import on_triton
 
+pytestmark = pytest.mark.slow
+
 DECODE, CHUNKS = [(1, 5000)], [(2, 9), (7, 7)]
 
 

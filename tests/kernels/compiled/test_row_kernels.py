@@ -8,6 +8,8 @@ from gpu_compiler import Built, compiling_for
 from trefoil_kernels import gated_act, grouped_linear, layer_norm, linear, page_write, rms_norm
 from trefoil_kernels.float8 import rounded_rows
 
+pytestmark = pytest.mark.slow
+
 
 def assert_lean(built: list[Built], num_kernels: int) -> None:
     assert len(built) == num_kernels

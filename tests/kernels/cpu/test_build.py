@@ -64,6 +64,7 @@ def test_a_library_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         library.load(cpu_flags(), [tmp_path])
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_said_and_the_library_built_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with capture_logs() as lines:
