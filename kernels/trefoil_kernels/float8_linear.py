@@ -83,12 +83,12 @@ def float8_linear(x_TM: Tensor, weight: Float8, bias_F: Tensor | None = None) ->
 
 def _scaled_product(x_TM: Tensor, weight: Float8, bias_F: Tensor | None) -> Tensor:
     rows = rounded_rows(x_TM)
-    out_TF: Tensor = torch._scaled_mm(
+    out_TF = torch._scaled_mm(
         rows.codes_FM,
         weight.codes_FM.t(),
         scale_a=rows.scales_F[:, None],
         scale_b=weight.scales_F[None],
         out_dtype=torch.bfloat16,
         use_fast_accum=True,
-    )
-    return out_TF.to(x_TM.dtype) if bias_F is None else out_TF + bias_F
+    ).to(x_TM.dtype)
+    return out_TF if bias_F is None else out_TF + bias_F

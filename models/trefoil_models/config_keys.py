@@ -1,8 +1,8 @@
 """Reading config.json with care: typed keys, null as absent, and a refusal by name of what we cannot compute."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 MOST = 2**31 - 1
 """No size in a config is larger: what is, is a mistake."""
@@ -30,6 +30,24 @@ def divided(name: str, size: int, ranks: int) -> int:
 def divided_kv_heads(kv_heads: int, ranks: int) -> int:
     """One rank's key and value heads; where they are fewer than ranks, several hold the same. Raises Indivisible."""
     return 1 if ranks % kv_heads == 0 else divided("key and value heads", kv_heads, ranks)
+
+
+class Plain(Protocol):
+    """A config, a dataclass, of whose layers ranks share heads and the feed-forward's width."""
+
+    @property
+    def heads(self) -> int: ...
+    @property
+    def inner(self) -> int: ...
+
+
+P = TypeVar("P", bound=Plain)
+
+
+def divided_plainly(config: P, ranks: int) -> P:
+    """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
+    heads, inner = divided("heads", config.heads, ranks), divided("the feed-forward's width", config.inner, ranks)
+    return replace(config, heads=heads, inner=inner)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 import tiny
 from trefoil_models import checkpoint
 from trefoil_models.attend import packed_rows
+from trefoil_models.mixture import Router
 
 LENS = (33, 1, 90, 7)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
@@ -353,6 +354,11 @@ def test_bf16_logits_stay_near_on_gpu(family: str, tmp_path: Path, gpu: str) -> 
     model = checkpoint.load(folder, dtype=torch.bfloat16, device=gpu)
     rows, attend = packed_rows(sequences, gpu)
     logits, wanted = model.lm_head.logits(model(rows, attend)), our_logits(folder, sequences)
-    errors_T = (logits.float().cpu() - wanted).norm(dim=1) / wanted.norm(dim=1)
-    assert errors_T.max() < 1  # a rounded score may turn a router to another expert, as it does in transformers
-    assert errors_T.quantile(0.9) < 0.05
+    errors_TV = logits.float().cpu() - wanted
+    if any(isinstance(module, Router) for module in model.modules()):
+        # a rounded score may turn a router to another expert for single rows, as it does in transformers
+        shares_T = errors_TV.norm(dim=1) / wanted.norm(dim=1)
+        assert shares_T.quantile(0.9) < 0.05
+        assert shares_T.max() < 1
+    else:
+        assert errors_TV.norm() / wanted.norm() < 0.05

@@ -134,36 +134,6 @@ INLINE void tile_F32(int rows, const char *panel, const struct lines *x, long ro
     }
 }
 
-#ifdef __AVX512BF16__
-INLINE __m512i four_bytes(const char *at) {
-    int32_t both;
-    memcpy(&both, at, sizeof both);
-    return _mm512_set1_epi32(both);
-}
-
-INLINE void tile_BF16(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {
-    __m512 sums[MOST_ROWS][2];
-    const char *line = x->data + row * x->stride;
-    UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    for (long k = 0; k < width; k += 2) {
-        const char *at = panel + k * PANEL * 2;
-        __m512bh first = (__m512bh)_mm512_loadu_si512(at), second = (__m512bh)_mm512_loadu_si512(at + 64);
-        ask_ahead(at);
-        UNROLL for (int r = 0; r < rows; r++) {
-            __m512bh own = (__m512bh)four_bytes(line + r * x->stride + k * 2);
-            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], first, own);
-            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], second, own);
-        }
-    }
-    UNROLL for (int r = 0; r < rows; r++) {
-        _mm512_storeu_ps(totals[r], sums[r][0]);
-        _mm512_storeu_ps(totals[r] + LANES, sums[r][1]);
-    }
-}
-#else
-INLINE void tile_BF16(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {}
-#endif
-
 #ifdef __AVX512VBMI__
 static uint8_t high_bytes[128], low_bytes[128]; /* of what a code without its sign is in bfloat16 */
 
@@ -175,7 +145,7 @@ __attribute__((constructor)) static void fill_tables(void) {
     }
 }
 
-/* A pair of numbers along `in` of each output: of the first LANES outputs, and of the others. */
+/* A pair of bfloat16 along `in` of each output: of the first LANES outputs, and of the others. */
 INLINE void load_codes(const char *at, __m512i *first, __m512i *second) {
     __m512i codes = _mm512_loadu_si512(at);
     __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(high_bytes), codes, _mm512_loadu_si512(high_bytes + 64));
@@ -184,20 +154,38 @@ INLINE void load_codes(const char *at, __m512i *first, __m512i *second) {
     *first = _mm512_unpacklo_epi8(low, high);
     *second = _mm512_unpackhi_epi8(low, high);
 }
+#endif
 
-INLINE __m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
-INLINE __m512 odd_of(__m512i pairs) {
-    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+#ifdef __AVX512BF16__
+INLINE __m512i four_bytes(const char *at) {
+    int32_t both;
+    memcpy(&both, at, sizeof both);
+    return _mm512_set1_epi32(both);
 }
 
-INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {
+/* Pair `k` of a panel of BF16 or E4M3, as load_codes gives it. */
+INLINE void load_pair(enum kind kind, const char *panel, long k, __m512i *first, __m512i *second) {
+#ifdef __AVX512VBMI__
+    if (kind == E4M3) {
+        load_codes(panel + k * PANEL, first, second);
+        __builtin_prefetch(panel + k * PANEL + READ_AHEAD);
+        return;
+    }
+#endif
+    const char *at = panel + k * PANEL * 2;
+    *first = _mm512_loadu_si512(at), *second = _mm512_loadu_si512(at + 64);
+    ask_ahead(at);
+}
+
+INLINE void tile_pairs(
+    enum kind kind, int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]
+) {
     __m512 sums[MOST_ROWS][2];
     const char *line = x->data + row * x->stride;
     UNROLL for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     for (long k = 0; k < width; k += 2) {
         __m512i first, second;
-        load_codes(panel + k * PANEL, &first, &second);
-        __builtin_prefetch(panel + k * PANEL + READ_AHEAD);
+        load_pair(kind, panel, k, &first, &second);
         UNROLL for (int r = 0; r < rows; r++) {
             __m512bh own = (__m512bh)four_bytes(line + r * x->stride + k * 2);
             sums[r][0] = _mm512_dpbf16_ps(sums[r][0], (__m512bh)first, own);
@@ -209,8 +197,27 @@ INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long r
         _mm512_storeu_ps(totals[r] + LANES, sums[r][1]);
     }
 }
+#else
+INLINE void tile_pairs(
+    enum kind kind, int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]
+) {}
+#endif
 
-/* The same with rows of float32. */
+INLINE void tile_BF16(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {
+    tile_pairs(BF16, rows, panel, x, row, width, totals);
+}
+
+INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {
+    tile_pairs(E4M3, rows, panel, x, row, width, totals);
+}
+
+#ifdef __AVX512VBMI__
+INLINE __m512 even_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+INLINE __m512 odd_of(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* Codes by rows of float32. */
 INLINE void tile_E4M3_F32(
     int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]
 ) {
@@ -254,7 +261,6 @@ INLINE void widen_panel(enum kind kind, const char *panel, long width, char *to)
     }
 }
 #else
-INLINE void tile_E4M3(int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]) {}
 INLINE void tile_E4M3_F32(
     int rows, const char *panel, const struct lines *x, long row, long width, float (*totals)[PANEL]
 ) {}

@@ -17,7 +17,7 @@ from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.scaled import scaled
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided_plainly
 from trefoil_models.heads import Head, Heads, NextToken
 from trefoil_models.layers import Embedding, LayerNorm, Linear, activated
 
@@ -37,8 +37,7 @@ class Side:
 
     def divided(self, ranks: int) -> Self:
         """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
-        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
-        return replace(self, heads=heads, inner=inner)
+        return divided_plainly(self, ranks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ those of the files.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -16,7 +16,7 @@ from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.lookup import lookup
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided_plainly
 from trefoil_models.heads import Head, Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, activated, side_by_side
 
@@ -41,8 +41,7 @@ class Config:
 
     def divided(self, ranks: int) -> Self:
         """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
-        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
-        return replace(self, heads=heads, inner=inner)
+        return divided_plainly(self, ranks)
 
     @property
     def longest(self) -> int:

@@ -1,7 +1,7 @@
 """DistilBERT (`distilbert`; Sanh et al., arXiv 1910.01108): bert's layers under other names, no types, no pooler."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided_plainly
 from trefoil_models.heads import Head, Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, activated, side_by_side
 
@@ -35,8 +35,7 @@ class Config:
 
     def divided(self, ranks: int) -> Self:
         """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
-        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
-        return replace(self, heads=heads, inner=inner)
+        return divided_plainly(self, ranks)
 
 
 def read_config(keys: Keys) -> Config:

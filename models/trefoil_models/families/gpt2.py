@@ -3,7 +3,7 @@
 Files store the linear weights as (in, out); `transposed` names them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from trefoil_kernels.add import add
 from trefoil_kernels.gated_act import ACTIVATIONS
 from trefoil_kernels.masks import Mask
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided_plainly
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, FusedLinear, LayerNorm, Linear, PlainMLP
@@ -43,8 +43,7 @@ class Config:
 
     def divided(self, ranks: int) -> Self:
         """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
-        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
-        return replace(self, heads=heads, inner=inner)
+        return divided_plainly(self, ranks)
 
 
 def read_config(keys: Keys) -> Config:

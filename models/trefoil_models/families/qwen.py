@@ -6,7 +6,7 @@ a row is read alike in either case.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from trefoil_kernels.add import add
 from trefoil_kernels.masks import Mask
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Rows
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided_plainly
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, FusedLinear, GatedMLP, Linear, RMSNorm
@@ -45,8 +45,7 @@ class Config:
 
     def divided(self, ranks: int) -> Self:
         """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
-        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
-        return replace(self, heads=heads, inner=inner)
+        return divided_plainly(self, ranks)
 
     @property
     def length_pivot(self) -> int | None:

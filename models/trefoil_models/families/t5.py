@@ -6,7 +6,7 @@ feed-forward's way back (`wo`), which stays in float32 where the rest is float16
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self, cast
 
 import torch
@@ -19,7 +19,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_kernels.rms_norm import rms_norm
 from trefoil_kernels.scaled import scaled
 from trefoil_models.attend import Attend, Rows, Site
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided_plainly
 from trefoil_models.heads import Head, Heads, NextToken
 from trefoil_models.layers import Embedding, Linear, WideLinear, activated, side_by_side
 
@@ -50,8 +50,7 @@ class Config:
 
     def divided(self, ranks: int) -> Self:
         """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
-        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
-        return replace(self, heads=heads, inner=inner)
+        return divided_plainly(self, ranks)
 
 
 def read_config(keys: Keys) -> Config:

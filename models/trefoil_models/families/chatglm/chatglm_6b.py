@@ -17,7 +17,7 @@ from trefoil_kernels.masks import Mask
 from trefoil_kernels.packed_attention import Packing
 from trefoil_kernels.rotary import Turn
 from trefoil_models.attend import Attend, Contexts, Rows, Span, places
-from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided
+from trefoil_models.config_keys import MOST_LAYERS, CheckpointError, Keys, divided_plainly
 from trefoil_models.decoder import Decoder
 from trefoil_models.heads import Heads
 from trefoil_models.layers import Embedding, LayerNorm, Linear, PlainMLP
@@ -49,8 +49,7 @@ class Config:
 
     def divided(self, ranks: int) -> Self:
         """One rank's: fewer heads, a narrower feed-forward. Raises Indivisible."""
-        heads, inner = divided("heads", self.heads, ranks), divided("the feed-forward's width", self.inner, ranks)
-        return replace(self, heads=heads, inner=inner)
+        return divided_plainly(self, ranks)
 
 
 def read_config(keys: Keys) -> Config:
